@@ -15,7 +15,7 @@ from mtf_config.errors import ConfigValidationError
 from mtf_config.experiment import ExperimentConfig, canonical_sections
 from mtf_config.origin import CODE, KeyPath, Origin, Origins, dotted, origin_of
 from mtf_config.problem import Problem
-from mtf_config.sections import NOT_PLAIN
+from mtf_config.sections import NotPlainError
 
 __all__ = ["build", "escaped", "finish", "from_mapping", "shown"]
 
@@ -129,8 +129,9 @@ def _shortened(text: str) -> str:
 
 def _problems(detail: Any, origins: Origins) -> Iterator[Problem]:
     path: KeyPath = detail["loc"]
-    if detail["type"] == NOT_PLAIN:
-        for below, message in detail["ctx"]["faults"]:
+    error = detail.get("ctx", {}).get("error")
+    if isinstance(error, NotPlainError):
+        for below, message in error.faults:
             where = (*path, *below)
             place = origin_of(origins, where)
             yield Problem(key=dotted(where), place=place, message=message)

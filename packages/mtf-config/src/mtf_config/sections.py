@@ -7,7 +7,7 @@ everywhere but in the extra keys of ``model``.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Self, TypeAlias
+from typing import Annotated, Any, Self, TypeAlias
 
 from pydantic import (
     AfterValidator,
@@ -17,7 +17,6 @@ from pydantic import (
     Field,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from mtf_config import _plain, _quantity
 
@@ -34,6 +33,14 @@ __all__ = [
 ]
 
 
+class NotPlainError(ValueError):
+    """A value below ``model`` that no file can hold; *faults* says what and where."""
+
+    def __init__(self, faults: tuple[_plain.Fault, ...]) -> None:
+        super().__init__(faults[0][1])
+        self.faults = faults
+
+
 def _check_time(text: str) -> str:
     _quantity.time_s(text)
     return text
@@ -48,9 +55,7 @@ def _check_extra(value: Any) -> Any:
     """Return a plain copy; refuse what YAML cannot hold or what does not equal itself."""
     copy, faults = _plain.plain(value, depth=2)
     if faults:
-        message = "{first}"
-        context = {"faults": faults, "first": faults[0][1]}
-        raise PydanticCustomError(NOT_PLAIN, message, context)
+        raise NotPlainError(faults)
     return copy
 
 
@@ -58,7 +63,6 @@ def _list_as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-NOT_PLAIN: Final = "not_plain"
 _MAX_INT = 2**63 - 1
 
 Count: TypeAlias = Annotated[int, Field(ge=1, le=_MAX_INT)]
