@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from types import FrameType
+
+import pytest
+
+from mtf_trainer._signals import StopSignals
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_signal_is_only_noted(number: signal.Signals) -> None:
+    """The first signal is kept, does nothing else, and the old handler is put back."""
+    before = signal.getsignal(number)
+
+    with StopSignals() as signals:
+        signal.raise_signal(number)
+        signal.raise_signal(signal.SIGTERM)
+        assert signals.received == number
+
+    assert signal.getsignal(number) == before
+
+
+def test_second_interrupt_raises_at_once() -> None:
+    """A user who presses Ctrl-C twice is not kept waiting."""
+    with StopSignals():
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_previous_handler_runs_too() -> None:
+    """A handler of the program's own is called with the signal, and stays its own."""
+    seen: list[int] = []
+
+    def own(number: int, _: FrameType | None) -> None:
+        seen.append(number)
+
+    before = signal.signal(signal.SIGUSR1, own)
+    try:
+        with StopSignals() as signals:
+            signal.raise_signal(signal.SIGUSR1)
+        assert signals.received == signal.SIGUSR1
+        assert seen == [signal.SIGUSR1]
+        assert signal.getsignal(signal.SIGUSR1) is own
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_ignored_signal_stays_ignored() -> None:
+    """What the process was told to ignore does not stop it."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopSignals() as signals:
+            signal.raise_signal(signal.SIGINT)
+            assert signals.received is None
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_missing_signal_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a system has no USR1, the others are handled all the same."""
+    monkeypatch.delattr(signal, "SIGUSR1")
+
+    with StopSignals() as signals:
+        signal.raise_signal(signal.SIGTERM)
+
+    assert signals.received == signal.SIGTERM
+
+
+def test_disabled_or_in_a_thread_nothing_is_set() -> None:
+    """Switched off, or outside the main thread, no handler is touched."""
+    before = signal.getsignal(signal.SIGTERM)
+    seen: list[object] = []
+
+    def in_thread() -> None:
+        with StopSignals():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=in_thread)
+    thread.start()
+    thread.join()
+    with StopSignals(enabled=False):
+        seen.append(signal.getsignal(signal.SIGTERM))
+
+    assert seen == [before, before]
+
+
+FORK = """
+import os, signal, sys
+from mtf_trainer._signals import StopSignals
+with StopSignals() as signals:
+    child = os.fork()
+    if child == 0:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGUSR1)
+        os.write(1, b"alive")
+        signal.raise_signal(signal.SIGTERM)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGTERM, status
+    assert signals.received is None
+"""
+
+
+def test_forked_workers_leave_the_decision_to_their_parent() -> None:
+    """In a forked child INT and USR1 do nothing, and TERM ends it as ever."""
+    done = subprocess.run(
+        [sys.executable, "-c", FORK], check=True, timeout=60, capture_output=True
+    )
+
+    assert done.stdout == b"alive"
