@@ -1,0 +1,8 @@
+"""Typed, named, launched and watched training experiments: the facade and its command line.
+
+Not built yet: this release reserves the name and holds nothing but its version.
+"""
+
+__all__ = ["__version__"]
+
+__version__ = "0.0.1"
