@@ -1,0 +1,1 @@
+"""Data for example 1."""
