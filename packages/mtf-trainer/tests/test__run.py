@@ -68,4 +68,4 @@ def test_parts_are_reported(fabric: Fabric) -> None:
     run.end({"loss": 0.123456, "accuracy": 1.0})
 
     assert run.num_batches == 4
-    assert stream.getvalue() == "epoch 1/1  loss 0.1235  accuracy 1  0:00\n"
+    assert stream.getvalue() == "epoch 1/1  loss 0.1235  accuracy 1  0.0 s\n"

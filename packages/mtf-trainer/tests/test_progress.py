@@ -46,7 +46,7 @@ def test_terminal_line_rewrites_itself(
     progress.advance(32)
 
     line = (
-        "epoch 1/2  [##########----------]  2/4  loss 0.5123  32.0 samples/s  0:02 left"
+        "epoch 1/2  [##########----------]  2/4  loss 0.5123  32.0 samples/s  2.0 s left"
     )
     assert stream.getvalue() == f"\r{line}\x1b[K"
 
@@ -93,7 +93,7 @@ def test_end_and_close_leave_whole_lines(
     progress.advance(3)
     progress.end("loss 0.5")
     assert stream.getvalue().endswith(
-        "\r\x1b[Kepoch 1/1  loss 0.5  3.0 samples/s  0:01\n"
+        "\r\x1b[Kepoch 1/1  loss 0.5  3.0 samples/s  1.0 s\n"
     )
 
     clock.now += 1
@@ -101,7 +101,7 @@ def test_end_and_close_leave_whole_lines(
     progress.close()
     progress.close()
 
-    assert stream.getvalue().endswith("0:00 left\x1b[K\n")
+    assert stream.getvalue().endswith("0.0 s left\x1b[K\n")
 
 
 @pytest.mark.parametrize("stream", [io.StringIO(), Terminal()])
@@ -145,7 +145,7 @@ def test_no_time_gone_gives_no_rate(clock: Clock) -> None:
 
     progress.end("loss 1")
 
-    assert stream.getvalue() == "epoch 1/1  loss 1  0:00\n"
+    assert stream.getvalue() == "epoch 1/1  loss 1  0.0 s\n"
 
 
 def test_dead_stream_ends_reporting_only(clock: Clock) -> None:

@@ -18,15 +18,18 @@ _REDRAW_S = 0.1
 _PLAIN_S = 30.0
 _BAR_CHARS = 20
 _WHOLE_FROM = 100
+_TENTHS_BELOW_S = 9.95
 
 
 def format_seconds(seconds: float) -> str:
-    """Return *seconds* as ``m:ss`` or ``h:mm:ss``.
+    """Return *seconds* as ``s.s s``, ``m:ss`` or ``h:mm:ss``.
 
-    >>> format_seconds(75.4), format_seconds(3725)
-    ('1:15', '1:02:05')
+    >>> format_seconds(2.34), format_seconds(75.4), format_seconds(3725)
+    ('2.3 s', '1:15', '1:02:05')
     """
-    minutes, rest = divmod(max(0, round(seconds)), 60)
+    if seconds < _TENTHS_BELOW_S:
+        return f"{max(0.0, seconds):.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
