@@ -77,6 +77,8 @@ def test_default_of_an_optional_section() -> None:
         ("modle", "model"),
         ("lr", "optimizer.lr"),
         ("LR", "optimizer.lr"),
+        ("learning_rate", "optimizer.lr"),
+        ("optimizer.learning_rte", "optimizer.lr"),
         ("epochs", "training.max_epochs"),
         ("batchsize", "training.batch_size"),
         ("hiden_size", "model.hidden_size"),

@@ -20,6 +20,7 @@ OPEN: Any = object()
 """Any value may stand there: an extra key of the model, or below one."""
 UNKNOWN: Any = object()
 """The schema has no such key."""
+_SYNONYMS = {"learning_rate": "lr"}
 
 
 def lookup(path: KeyPath) -> Any:
@@ -122,8 +123,10 @@ def nearest(path: KeyPath) -> str:
 def _most_like(wanted: str, names: list[str], cutoff: float) -> str:
     """Return the closest of *names*, or one of which *wanted* is a word, or ``""``."""
     wanted = wanted.lower()
-    near = get_close_matches(wanted, names, n=1, cutoff=cutoff)
-    return next(iter(near or (name for name in names if wanted in name.split("_"))), "")
+    known = [*names, *(other for other, name in _SYNONYMS.items() if name in names)]
+    near = get_close_matches(wanted, known, n=1, cutoff=cutoff)
+    found = near or [name for name in names if wanted in name.split("_")]
+    return _SYNONYMS.get(found[0], found[0]) if found else ""
 
 
 @lru_cache(maxsize=1)
