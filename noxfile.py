@@ -51,6 +51,7 @@ TORCH = {
 # The oldest Python we claim that the machine has, and torch for it; else nox's own.
 FITTING = (p for p in PYTHONS if shutil.which(f"python{p}") and p in (TORCH or PYTHONS))
 MAIN = next(FITTING, f"{sys.version_info.major}.{sys.version_info.minor}")
+PYTHONS = sorted({*PYTHONS, MAIN})  # a newer one alone is tested, rather than nothing
 
 BUILD = ("uv", "build", "--quiet", "--clear", "--no-create-gitignore")
 WHEELS: dict[str, Path] = {}

@@ -41,7 +41,7 @@ def test_validate_reports_every_file(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out.splitlines() == [
         "good.yaml: valid",
         "bad.yaml: not valid",
-        "  bad.yaml:4:7: sede: no such key; did you mean seed?",
+        "  bad.yaml:4:1: sede: no such key; did you mean seed?",
         "warned.yaml: valid",
         "  warned.yaml:4:17: warning: optimizer.lr: 1 is very high for adamw",
     ]
@@ -104,7 +104,7 @@ def test_schema_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
         (["show", "missing.yaml"], "missing.yaml: no such file"),
         (["show", "bad.yaml"], "did you mean seed?"),
         (["show", "good.yaml", "sede=1"], "did you mean seed?"),
-        (["diff", "good.yaml", "bad.yaml"], "bad.yaml:4:7"),
+        (["diff", "good.yaml", "bad.yaml"], "bad.yaml:4:1"),
     ],
 )
 def test_what_is_wrong_with_a_config_goes_to_stderr(

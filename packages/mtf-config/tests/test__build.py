@@ -95,7 +95,7 @@ def test_every_problem_has_its_file_line_column_and_full_key(tmp_path: Path) -> 
                 "least 1"
             ),
             (
-                "  bad.yaml:9:34: training.epochs: no such key; did you mean "
+                "  bad.yaml:9:26: training.epochs: no such key; did you mean "
                 "training.max_epochs?"
             ),
             (
@@ -122,7 +122,7 @@ def test_every_problem_has_its_file_line_column_and_full_key(tmp_path: Path) -> 
                 "  bad.yaml:14:24: slurm.mem: not valid, found the text '32GB'; write a size "
                 'such as "32G" or "512M"'
             ),
-            "  bad.yaml:15:5: lr: no such key; did you mean optimizer.lr?",
+            "  bad.yaml:15:1: lr: no such key; did you mean optimizer.lr?",
         ]
     )
 

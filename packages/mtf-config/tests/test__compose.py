@@ -52,9 +52,12 @@ def test_self_is_where_it_stands(
 def test_files_in_folders_hang_below_them(
     write: Write, composed: Callable[..., Any]
 ) -> None:
-    """Entries are relative to the folder of the list; absolute ones to the first file's."""
-    write("main.yaml", "defaults: [model/big, {optimizer: sgd}]\n")
-    write("model/big.yaml", "defaults: [parts/head, /data/tiny, {/seedy: one}]\nd: 1\n")
+    """Entries are relative to the folder of the list, and `/` is that of the first file."""
+    write(
+        "main.yaml",
+        "defaults: [model/big, {optimizer: sgd}, /data/tiny, {/seedy: one}]\n",
+    )
+    write("model/big.yaml", "defaults: [parts/head]\nd: 1\n")
     write("model/parts/head.yaml", "h: 1\n")
     write("data/tiny.yaml", "n: 1\n")
     write("seedy/one.yaml", "s: 1\n")
@@ -65,6 +68,38 @@ def test_files_in_folders_hang_below_them(
         "seedy": {"s": 1},
         "optimizer": {"lr": 1},
     }
+
+
+@pytest.mark.parametrize("entry", ["/data/tiny", "{/data: tiny}"])
+def test_entry_from_the_root_in_a_group(
+    write: Write, refusal: Refusal, entry: str
+) -> None:
+    """Hydra would hang `/data` below the group; here it is refused rather than differ."""
+    write("main.yaml", "defaults: [model/big]\n")
+    write("model/big.yaml", f"defaults: [{entry}]\n")
+    write("data/tiny.yaml", "n: 1\n")
+    assert "stands only in a file at the root" in refusal("main.yaml")
+
+
+def test_name_with_a_folder_in_it(write: Write, refusal: Refusal) -> None:
+    """Hydra would hang `model: enc/e1` below `model` alone: the group is to be named."""
+    write("main.yaml", "defaults: [{model: enc/e1}]\n")
+    write("model/enc/e1.yaml", "n: 1\n")
+    assert "`model`: a name holds no /" in refusal("main.yaml")
+
+
+def test_optional_group_that_is_chosen(write: Write, refusal: Refusal) -> None:
+    """A name on the command line is meant, even for an entry that is optional."""
+    write("main.yaml", "defaults: [optional data: local]\n" + BASE)
+    assert "the override for data: `data/lcoal`: no file" in refusal(
+        "main.yaml", "data=lcoal"
+    )
+
+
+def test_name_through_many_folders(write: Write, refusal: Refusal) -> None:
+    """A name of a thousand folders is refused at once."""
+    write("main.yaml", f"defaults: [{'a/' * 1200}x]\n")
+    assert "more than 32 folders" in refusal("main.yaml")
 
 
 def test_several_of_a_group(write: Write, composed: Callable[..., Any]) -> None:
@@ -124,7 +159,7 @@ def test_trainer_is_training_everywhere(write: Write, load: Load) -> None:
 def test_section_under_two_names(write: Write, refusal: Refusal) -> None:
     """Both names in one file are refused."""
     write("a.yaml", BASE + "trainer: {}\ntraining: {}\n")
-    assert refusal("a.yaml").startswith("a.yaml:1:1: `trainer` and `training` are one")
+    assert refusal("a.yaml").startswith("a.yaml:4:1: trainer: `trainer` and `training`")
 
 
 def test_provenance_names_each_file(write: Write, load: Load) -> None:
@@ -202,7 +237,7 @@ def test_choice_of_nothing_that_is_there(write: Write, refusal: Refusal) -> None
     assert "the override for optimizer: `optimizer/` names no file" in refusal(
         "main.yaml", "optimizer="
     )
-    assert "names no file" in refusal("main.yaml", "optimizer=../main")
+    assert "a name holds no /" in refusal("main.yaml", "optimizer=../main")
 
 
 @pytest.mark.parametrize(
@@ -236,7 +271,7 @@ def test_choice_of_nothing_that_is_there(write: Write, refusal: Refusal) -> None
         ('["x\\0"]', "names no file below this one"),
         ('["~/x"]', "names no file below this one"),
         ('["${env:HOME}"]', "names no file below this one"),
-        ("[{g: /x}]", "`g//x` names no file below this one"),
+        ("[{g: /x}]", "`g`: a name holds no /"),
         ("[nothing]", "main.yaml:1:12: `nothing`: no file nothing.yaml; there are main"),
         ("[mian]", "main.yaml:1:12: `mian`: no file mian.yaml; did you mean `main`?"),
         ("[g/x]", "main.yaml:1:12: `g/x`: no file g/x.yaml"),
@@ -297,9 +332,10 @@ def test_circle(write: Write, refusal: Refusal) -> None:
     """Files that name each other in a circle are shown as one, at the closing entry."""
     write("main.yaml", "defaults: [a]\n")
     write("a.yaml", "defaults: [g/b]\n")
-    write("g/b.yaml", "defaults:\n  - /a\n")
+    write("g/b.yaml", "defaults:\n  - c\n")
+    write("g/c.yaml", "defaults: [b]\n")
     assert refusal("main.yaml") == (
-        "g/b.yaml:2:5: defaults go in a circle: a.yaml -> g/b.yaml -> a.yaml"
+        "g/c.yaml:1:12: defaults go in a circle: g/b.yaml -> g/c.yaml -> g/b.yaml"
     )
 
 

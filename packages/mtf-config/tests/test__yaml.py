@@ -76,14 +76,17 @@ def test_quoted_is_text(text: str) -> None:
 
 @pytest.mark.usefixtures("both_parsers")
 def test_origins_are_the_places_of_the_values() -> None:
-    """Every value has the line and column where it begins, below the given path."""
+    """Every value and key has the line and column where it begins, below the path."""
     _, origins = _yaml.parse(b"a: 1\nb:\n  c: [x,\n   y]\n", "f", ("s",))
     places = {".".join(map(str, path)): str(origin) for path, origin in origins.items()}
     assert places == {
         "s": "f:1:1",
         "s.a": "f:1:4",
+        "s.a.": "f:1:1",
         "s.b": "f:3:3",
+        "s.b.": "f:2:1",
         "s.b.c": "f:3:6",
+        "s.b.c.": "f:3:3",
         "s.b.c.0": "f:3:7",
         "s.b.c.1": "f:4:4",
     }
@@ -126,8 +129,8 @@ def test_aliases_are_copies() -> None:
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        (b"a: 1\na: 2", "f:2:1: the key 'a' stands twice, first at f:1:4"),
-        (b"a: {b: 1, b: 2}", "f:1:11: the key 'b' stands twice"),
+        (b"a: 1\na: 2", "f:2:1: a: the key 'a' stands twice, first at f:1:1"),
+        (b"a: {b: 1, b: 2}", "f:1:11: a.b: the key 'b' stands twice"),
         (b"a: !!python/object/apply:os.system [x]", "f:1:4: the tag '!!python/object"),
         (b"a: !!python/name:os.system", "f:1:4: the tag '!!python/name:os.system'"),
         (b"!!set {a}", "f:1:1: the tag '!!set'"),
@@ -169,7 +172,15 @@ def test_refused_with_line_and_column(raw: bytes, message: str) -> None:
     assert message in fault(raw)
 
 
-@pytest.mark.parametrize("byte", ["a", "a\n", "a\u2028"])
+@pytest.mark.usefixtures("both_parsers")
+@pytest.mark.parametrize("character", ["\x85", "\u2028", "\u2029"])
+def test_line_ends_of_yaml_1_1_are_refused(character: str) -> None:
+    """What one YAML reads as the end of a line and another as text has to be escaped."""
+    message = fault(f"a: 1\n# x{character} b: 2\n".encode())
+    assert f"f:2:4: {character!a} is read as the end of a line" in message
+
+
+@pytest.mark.parametrize("byte", ["a", "a\n"])
 def test_character_that_only_libyaml_refuses_has_a_place(byte: str) -> None:
     """A control character late in a large file is found again for its place."""
     filler = "# filler\n" * 10_000
@@ -337,7 +348,9 @@ def test_a_megabyte_of_one_token() -> None:
 def test_load_names_file_line_and_column(write: Write, refusal: Refusal) -> None:
     """Through the manager, a fault names the file as the user did."""
     write("sub/c.yaml", BASE + "seed: 1\nseed: 2\n")
-    assert refusal("sub/c.yaml").startswith("sub/c.yaml:5:1: the key 'seed' stands twice")
+    assert refusal("sub/c.yaml").startswith(
+        "sub/c.yaml:5:1: seed: the key 'seed' stands twice"
+    )
 
 
 @pytest.mark.parametrize(
@@ -371,11 +384,11 @@ def test_load_of_a_bomb(write: Write, refusal: Refusal) -> None:
         ("optimizer: {lr: .nan}", "c.yaml:4:17: optimizer.lr: not valid, found nan"),
         ("optimizer: {lr: .inf}", "c.yaml:4:17: optimizer.lr: not valid, found inf"),
         ("training: {batch_size: -1}", "c.yaml:4:24: training.batch_size: not valid"),
-        ("data: {}", "c.yaml:4:1: the key 'data' stands twice"),
+        ("data: {}", "c.yaml:4:1: data: the key 'data' stands twice"),
         ("seed: '7'", "c.yaml:4:7: seed: not valid, found the text '7'"),
         ("training: {max_epochs: ten}", "found the text 'ten'; write an integer"),
         ("training: 5", "c.yaml:4:11: training: not valid, found 5"),
-        ("sede: 5", "c.yaml:4:7: sede: no such key; did you mean seed?"),
+        ("sede: 5", "c.yaml:4:1: sede: no such key; did you mean seed?"),
     ],
 )
 def test_load_of_wrong_values(

@@ -37,7 +37,7 @@ def _both_parsers(
         ("-\ta: 1", "f:1:2: a tab stands where YAML allows only spaces"),
         ("a: @x", "f:1:4: '@' cannot begin a value: put the text in quotes"),
         ("a: `x", "f:1:4: '`' cannot begin a value: put the text in quotes"),
-        ("a: \u2028 %x", "f:2:2: '%' cannot begin a value: put the text in quotes"),
+        ("a:\n  %x", "f:2:3: '%' cannot begin a value: put the text in quotes"),
         ("%YAML 1.1\n%YAML 1.1\n---\na: 1", "f:2:1: found duplicate"),
         ("a: !x!y z", "f:1:4: found undefined tag handle"),
     ],

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import hydra
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from mtf_config import (
     CompositionError,
@@ -105,9 +105,9 @@ def test_same_choice_of_group(configs: Path, choice: str) -> None:
 
 
 def test_provenance_names_hydra_s_file(configs: Path) -> None:
-    """A value composed by Hydra is known to come from the file it began with."""
+    """A value composed by Hydra is known to come from there, and from no one file."""
     origin = compose(configs, "config").provenance("optimizer.lr")
-    assert origin.source == str(configs / "config.yaml")
+    assert origin.source == f"Hydra's composition of {configs / 'config.yaml'}"
 
 
 def test_hydra_s_refusal_is_ours(configs: Path) -> None:
@@ -128,9 +128,45 @@ def test_broken_yaml_keeps_its_place(configs: Path) -> None:
     """A fault in a file names the file, the line and the column, through Hydra too."""
     (configs / "base.yaml").write_text("a: 1\na: 2\n", "utf-8")
     with pytest.raises(
-        ConfigFileError, match=r"base\.yaml:2:1: the key 'a' stands twice"
+        ConfigFileError, match=r"base\.yaml:2:1: a: the key 'a' stands twice"
     ):
         compose(configs, "config")
+
+
+@pytest.mark.parametrize("entry", ["../../outside", "link"])
+def test_nothing_leads_out_of_the_folder(configs: Path, entry: str) -> None:
+    """Neither a path nor a link in a list of defaults reads a file elsewhere."""
+    outside = configs.parent / "outside.yaml"
+    outside.write_text("lr: 0.5\n", "utf-8")
+    (configs / "optimizer" / "link.yaml").symlink_to(outside)
+    text = f"defaults: [base, {{optimizer: {entry}}}, _self_]\nexperiment_name: x\n"
+    (configs / "main.yaml").write_text(text, "utf-8")
+    with pytest.raises(CompositionError, match="leads out of the folder"):
+        compose(configs, "main")
+
+
+def test_circle_and_wrong_overrides_are_ours(configs: Path) -> None:
+    """Where Hydra fails with errors of Python's own, the error is this package's."""
+    (configs / "a.yaml").write_text("defaults: [b]\n", "utf-8")
+    (configs / "b.yaml").write_text("defaults: [a]\n", "utf-8")
+    with pytest.raises(CompositionError, match="circle"):
+        compose(configs, "a")
+    with pytest.raises(CompositionError, match="Hydra: "):
+        compose(configs, "config", ["optimizer=null"])
+
+
+def test_inside_an_application_of_hydra(configs: Path) -> None:
+    """It composes where Hydra is already at work, and leaves that as it was."""
+    with hydra.initialize_config_dir(str(configs), version_base="1.3"):
+        ours = compose(configs, "plain")
+        theirs = from_hydra(_quoted_time(hydra.compose("plain")))
+    assert ours == theirs
+
+
+def _quoted_time(composed: DictConfig) -> DictConfig:
+    """Undo YAML 1.1: 12:00:00 is a number of seconds to Hydra's own reader."""
+    composed.slurm.time = "12:00:00"
+    return composed
 
 
 def test_schema_is_enforced(configs: Path) -> None:

@@ -109,7 +109,7 @@ def test_every_rule(
         {"logging": {"use_wandb": True, "wandb_project": "p"}},
         {"model": {"type": "m", "heads": 4, "max_tokens": "8k"}},
         {"model": {"type": "m", "pad_token": "<pad>", "token_mixer": "pool"}},
-        {"model": {"type": "m", "api_key": None, "token": "", "access_key": 3}},
+        {"model": {"type": "m", "api_key": None, "token": ""}},
     ],
 )
 def test_what_goes_together_is_not_complained_about(values: dict[str, Any]) -> None:
@@ -122,7 +122,8 @@ def test_what_goes_together_is_not_complained_about(values: dict[str, Any]) -> N
     [
         {"api_key": "sk-1"},
         {"nested": {"hub": {"hf_token": "sk-1"}}},
-        {"users": [{"password": "sk-1"}]},
+        {"users": [{"dbPassword": "sk-1"}]},
+        {"login": {"api-key": 12345678}},
         {"credentials": {"user": {"name": "sk-1"}}},
         {"AWS_SECRET_ACCESS_KEY": ["sk-1"]},
     ],

@@ -35,6 +35,14 @@ def open_files() -> int:
     return sum(1 for _ in folder.iterdir()) if folder.is_dir() else 0
 
 
+@pytest.fixture(autouse=True, scope="session")
+def interruptible() -> Iterator[None]:
+    """Let SIGINT count: a shell starts background jobs with it ignored."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
 @pytest.fixture(autouse=True)
 def no_leaks() -> Iterator[None]:
     """Fail a test that leaves a thread, a child, a variable or a handler behind."""

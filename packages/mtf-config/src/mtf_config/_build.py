@@ -9,11 +9,11 @@ from pydantic import BaseModel, ValidationError
 
 from mtf_config import _interpolate, _overrides, _plain
 from mtf_config import _schema_walk as schema
-from mtf_config._secrets import SECRET_NAME
+from mtf_config._secrets import is_secret_name
 from mtf_config._tree import Tree, plain_origins
 from mtf_config.errors import ConfigValidationError
 from mtf_config.experiment import ExperimentConfig, canonical_sections
-from mtf_config.origin import CODE, KeyPath, Origin, Origins, dotted, origin_of
+from mtf_config.origin import CODE, KEY, KeyPath, Origin, Origins, dotted, origin_of
 from mtf_config.problem import Problem
 from mtf_config.sections import NotPlainError
 
@@ -103,6 +103,9 @@ def build(tree: Tree) -> ExperimentConfig:
         details = error.errors(include_url=False)
         found = [p for detail in details for p in _problems(detail, tree.origins)]
         raise ConfigValidationError(dict.fromkeys(found)) from None
+    secrets = _find_secrets(config.model.model_extra or {}, ("model",), tree.origins)
+    if problems := [*secrets]:
+        raise ConfigValidationError(problems)
     config._origins = tree.origins  # noqa: SLF001 - this module is its other half
     return config
 
@@ -153,9 +156,10 @@ def _problem(detail: Any, origins: Origins) -> Problem:
         return Problem(key=key, place=above, message=f"missing: {_description(path)}")
     if kind == "extra_forbidden":
         near = schema.nearest(path)
-        expected = f"did you mean {near}?" if near else _known_keys(path[:-1])
+        expected = f"did you mean {near}?" if near else schema.known_keys(path[:-1])
+        place = origins.get((*path, KEY), place)
         return Problem(key=key, place=place, message="no such key", expected=expected)
-    is_secret = any(SECRET_NAME.search(str(part)) for part in path)
+    is_secret = any(is_secret_name(str(part)) for part in path)
     return Problem(
         key=key,
         place=place,
@@ -203,7 +207,18 @@ def _description(path: KeyPath) -> str:
     return str(text).strip().splitlines()[0]
 
 
-def _known_keys(path: KeyPath) -> str:
-    members = schema.members(schema.lookup(path))
-    section = next(m for m in members if hasattr(m, "model_fields"))
-    return f"the keys here are {', '.join(section.model_fields)}"
+def _find_secrets(value: Any, path: KeyPath, origins: Origins) -> Iterator[Problem]:
+    """Find what must not be saved and shown with the config."""
+    if isinstance(value, dict | list):
+        children = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in children:
+            yield from _find_secrets(item, (*path, key), origins)
+    elif value not in (None, "", True, False) and any(
+        is_secret_name(part) for part in path if isinstance(part, str)
+    ):
+        message = (
+            "looks like a secret, and configs are saved and shown: let the code that "
+            "needs it read an environment variable"
+        )
+        place = origin_of(origins, path)
+        yield Problem(key=dotted(path), place=place, message=message)

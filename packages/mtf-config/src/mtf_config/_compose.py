@@ -27,7 +27,7 @@ from mtf_config import _files, _yaml
 from mtf_config._tree import Tree
 from mtf_config.errors import CompositionError
 from mtf_config.experiment import SECTION_ALIASES, canonical_sections
-from mtf_config.origin import KeyPath, Origin, Origins, origin_of
+from mtf_config.origin import KEY, KeyPath, Origin, Origins, origin_of
 
 __all__ = ["MAX_FILES", "Composition", "compose"]
 
@@ -106,7 +106,7 @@ class _Composer:
             raise CompositionError(place, message)
         values, origins = self._read(path, source, at)
         self._num_files += 1
-        self._num_values += len(origins)
+        self._num_values += _yaml.size(values)
         if self._num_files > MAX_FILES or self._num_values > _yaml.MAX_NODES:
             message = f"defaults name more than {MAX_FILES} files or {_yaml.MAX_NODES}"
             raise CompositionError(place, f"{message} values: too large for a config")
@@ -136,6 +136,7 @@ class _Composer:
             if item == "_self_":
                 entries.append(None)
             elif isinstance(item, str):
+                _refuse_absolute_below(item, at, place)
                 entries.append(_Entry((), item, place))
             elif isinstance(item, dict) and len(item) == 1:
                 entries += self._group_entries(item, place, at)
@@ -156,12 +157,14 @@ class _Composer:
             message = f"`{group}`: `override` and `@package` are not supported here"
             raise CompositionError(place, message)
         parts = _split(group.removeprefix("/"), place, is_group=True)
+        _refuse_absolute_below(group, at, place)
         first, *rest = parts if group.startswith("/") else (*at, *parts)
         full_name = "/".join(map(str, [SECTION_ALIASES.get(str(first), first), *rest]))
         self.groups.add(full_name)
         if full_name in self._choices:
             names = self._choices[full_name]
             place = Origin(f"the override for {full_name}")
+            is_optional = False  # a name on the command line is meant
         chosen = names if isinstance(names, list) else [names]
         if not all(name is None or isinstance(name, str) for name in chosen):
             message = f"`{group}`: a file's name must be text; put it in quotes"
@@ -171,6 +174,9 @@ class _Composer:
                 f"no default for `{group}`: choose one with the override {full_name}=NAME"
             )
             raise CompositionError(place, message)
+        if any(name is not None and "/" in name for name in chosen):
+            message = f"`{group}`: a name holds no /; name the folder in the group, as in"
+            raise CompositionError(place, f"{message} `- {group}/folder: name`")
         prefix = ("",) if group.startswith("/") else ()
         return [
             _Entry((*prefix, *parts), name, place, is_optional)
@@ -235,8 +241,18 @@ def _names(folder: Path) -> list[str]:
     return [n.removesuffix(".yaml") for n in names if n.endswith((".yaml", ".yml"))]
 
 
+def _refuse_absolute_below(name: str, at: KeyPath, place: Origin) -> None:
+    """Refuse ``/name`` in a file of a group: Hydra would hang it below that group."""
+    if name.startswith("/") and at:
+        message = f"`{name}`: an entry from the root stands only in a file at the root"
+        raise CompositionError(place, message)
+
+
 def _split(name: str, place: Origin, *, is_group: bool = False) -> tuple[str, ...]:
     parts = tuple(name.split("/"))
+    if len(parts) > _yaml.MAX_DEPTH:
+        message = f"a name leads through more than {_yaml.MAX_DEPTH} folders"
+        raise CompositionError(place, message)
     folders = parts if is_group else parts[:-1]
     if not all(map(_NAME.fullmatch, parts)) or "." in "".join(folders):
         message = (
@@ -256,7 +272,9 @@ def _rename_sections(
     try:
         renamed = canonical_sections(values)
     except ValueError as error:
-        raise CompositionError(origins[()], str(error)) from None
+        (alias,) = values.keys() & SECTION_ALIASES.keys()
+        place = origins[(alias, KEY)]
+        raise CompositionError(place, str(error), key=alias) from None
     return renamed, {
         (SECTION_ALIASES.get(str(k[0]), k[0]), *k[1:]) if k else k: o
         for k, o in origins.items()

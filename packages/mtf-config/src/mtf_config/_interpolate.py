@@ -21,7 +21,7 @@ from typing import Any
 from mtf_config import _schema_walk as schema
 from mtf_config import _yaml
 from mtf_config._overrides import split_key
-from mtf_config._secrets import SECRET_NAME
+from mtf_config._secrets import is_secret_name
 from mtf_config._tree import MISSING, Tree, copy_plain, plain_origins, step
 from mtf_config.errors import InterpolationError
 from mtf_config.origin import KeyPath, Origin, dotted, origin_of
@@ -212,7 +212,7 @@ class _Resolver:
         return raw if schema.takes_text(path, parsed) else parsed
 
     def _variable(self, path: KeyPath, name: str, default: str | None) -> str:
-        if SECRET_NAME.search(name):
+        if is_secret_name(name):
             message = (
                 f"${{env:{name}}} looks like a secret, and values of a config are saved "
                 "and shown: let the code that needs it read the variable"

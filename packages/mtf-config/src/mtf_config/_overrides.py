@@ -100,6 +100,12 @@ def parse(argument: str, groups: frozenset[str] = frozenset()) -> Override:
             hint = f"no `defaults:` list names the config group `{key}`"
         raise OverrideError(origin, hint)
     path = split_key(key)
+    if len(path) > _yaml.MAX_DEPTH:
+        message = f"a key of more than {_yaml.MAX_DEPTH} levels"
+        raise OverrideError(origin, message)
+    if action == "delete" and key in groups:
+        message = f"is a config group: to choose no file of it, write {key}=null"
+        raise OverrideError(origin, message, key=key)
     if action == "delete":
         if equals:
             raise OverrideError(origin, f"write ~{key} without a value", key=key)
@@ -112,7 +118,8 @@ def parse(argument: str, groups: frozenset[str] = frozenset()) -> Override:
 
 def _origin(argument: str) -> Origin:
     if names_secret(argument):
-        argument = f"{argument.partition('=')[0]}=..."
+        shown_key = re.match(r"[+~]*[\w.-]*", argument)
+        argument = f"{shown_key[0] if shown_key else ''}..."
     shown = repr(argument)
     if len(shown) > _MAX_SHOWN:
         shown = f"{shown[:_MAX_SHOWN]}..."
@@ -226,7 +233,7 @@ def _cannot_add(tree: Tree, path: KeyPath, action: Action) -> str:
     near = schema.nearest(path)
     hint = f"; did you mean {near}?" if near else ""
     if known is schema.UNKNOWN:
-        return f"no such key{hint}"
+        return f"no such key{hint or '; ' + schema.known_keys(path[:-1])}".rstrip("; ")
     if reason := _no_room(tree, path):
         return reason
     if action == "set" and known is schema.OPEN:

@@ -14,13 +14,28 @@ from mtf_config._tree import MISSING
 from mtf_config.experiment import ExperimentConfig
 from mtf_config.origin import KeyPath, dotted
 
-__all__ = ["OPEN", "UNKNOWN", "default_of", "lookup", "nearest", "takes_text"]
+__all__ = [
+    "OPEN",
+    "UNKNOWN",
+    "default_of",
+    "known_keys",
+    "lookup",
+    "nearest",
+    "takes_text",
+]
 
 OPEN: Any = object()
 """Any value may stand there: an extra key of the model, or below one."""
 UNKNOWN: Any = object()
 """The schema has no such key."""
-_SYNONYMS = {"learning_rate": "lr"}
+_SYNONYMS = {
+    "learning_rate": "lr",
+    "learn_rate": "lr",
+    "wd": "weight_decay",
+    "epoch": "max_epochs",
+    "clip": "max_grad_norm",
+    "time_limit": "time",
+}
 
 
 def lookup(path: KeyPath) -> Any:
@@ -118,6 +133,12 @@ def nearest(path: KeyPath) -> str:
             return dotted((*above, near))
     near = _most_like(str(last), names, cutoff=0.75)
     return dotted(_all_keys()[names.index(near)]) if near else ""
+
+
+def known_keys(path: KeyPath) -> str:
+    """List the keys of the section at *path*, in words; ``""`` if it is none."""
+    section = _section(lookup(path))
+    return f"the keys here are {', '.join(section.model_fields)}" if section else ""
 
 
 def _most_like(wanted: str, names: list[str], cutoff: float) -> str:

@@ -19,7 +19,7 @@ import yaml
 from mtf_config import _yaml_faults as faults
 from mtf_config._tree import copy_plain
 from mtf_config.errors import ConfigFileError
-from mtf_config.origin import KeyPath, Origin, Origins
+from mtf_config.origin import KEY, KeyPath, Origin, Origins, dotted
 
 __all__ = [
     "MAX_BYTES",
@@ -45,6 +45,7 @@ _BOOL = dict.fromkeys(["true", "True", "TRUE"], True) | dict.fromkeys(
 _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
 _SPECIAL = re.compile(r"([-+]?)\.(?:inf|Inf|INF)|\.(nan|NaN|NAN)")
+_OTHER_BREAK = re.compile("[\x85\u2028\u2029]")
 _MAX_DIGITS = 400
 _TAGS = "tag:yaml.org,2002:"
 _TEXT_TAG = _TAGS + "str"
@@ -122,7 +123,7 @@ def _decode(raw: bytes, source: str) -> str:
         message = f"larger than {MAX_BYTES} bytes: this is no config"
         raise ConfigFileError(Origin(source), message)
     try:
-        return raw.decode("utf-8-sig")
+        text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         before = error.object[: error.start]  # without the byte order mark
         line = before.count(b"\n") + 1
@@ -130,6 +131,10 @@ def _decode(raw: bytes, source: str) -> str:
         byte = error.object[error.start]
         message = f"not UTF-8: byte 0x{byte:02x}; save the file as UTF-8"
         raise ConfigFileError(Origin(source, line, column), message) from None
+    if not text.isascii() and (match := _OTHER_BREAK.search(text)):
+        # The parsers end a line there, as YAML 1.1 did; 1.2 does not.
+        raise faults.misplaced(match, text, source)
+    return text
 
 
 _OPEN = object()
@@ -240,8 +245,10 @@ class _Builder:
             key = self._key(event)
             child = (*path, key)
             if key in items:
-                message = f"the key {key!r} stands twice, first at {self._origins[child]}"
-                raise self._error(event, message)
+                first = self._origins[(*child, KEY)]
+                message = f"the key {key!r} stands twice, first at {first}"
+                raise ConfigFileError(self._place(event), message, key=dotted(child))
+            self._origins[(*child, KEY)] = self._place(event)
             value_event = self._next()
             items[key] = self._value(value_event, child)
         return items

@@ -13,7 +13,7 @@ import yaml
 from mtf_config.errors import ConfigFileError
 from mtf_config.origin import Origin
 
-__all__ = ["syntax_error", "unprintable"]
+__all__ = ["misplaced", "syntax_error", "unprintable"]
 
 _UNPRINTABLE = re.compile(
     "[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
@@ -46,6 +46,15 @@ def unprintable(text: str, source: str) -> ConfigFileError:
     character = ascii(match[0]) if match else "a character"
     message = f"{character} may not stand in YAML; in double quotes write its escape"
     return ConfigFileError(Origin(source, len(breaks) + 1, column), message)
+
+
+def misplaced(match: re.Match[str], text: str, source: str) -> ConfigFileError:
+    """Return the error for a character that YAML 1.1 took for the end of a line."""
+    before = text[: match.start()]
+    line = before.count("\n") + 1
+    column = len(before.rpartition("\n")[2]) + 1
+    message = f"{match[0]!a} is read as the end of a line by some: in double quotes"
+    return ConfigFileError(Origin(source, line, column), f"{message} write its escape")
 
 
 def syntax_error(error: yaml.MarkedYAMLError, text: str, source: str) -> ConfigFileError:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, BaseModel, Field, PrivateAttr, model_validator
 
 from mtf_config.origin import CODE, DEFAULT, Origin, Origins
 from mtf_config.sections import (
@@ -26,6 +27,14 @@ from mtf_config.sections import (
 __all__ = ["ExperimentConfig"]
 
 SECTION_ALIASES = {"trainer": "training"}
+
+
+def _check_entry_point(text: str) -> str:
+    module, colon, _ = text.partition(":")
+    if colon and module.partition(".")[0] in sys.stdlib_module_names:
+        message = f"{module} is a module of Python itself: name a function of your own"
+        raise ValueError(message)
+    return text
 
 
 def canonical_sections(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,6 +78,7 @@ class ExperimentConfig(Section):
                 pattern=r"^(?:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
                 r"|[A-Za-z0-9_][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.-]*)*\.py)$"
             ),
+            AfterValidator(_check_entry_point),
         ]
         | None
     ) = Field(

@@ -27,6 +27,7 @@ from mtf_config.origin import Origin
 try:
     import hydra
     from hydra.core.config_store import ConfigStore
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.object_type import ObjectType
     from hydra.core.plugins import Plugins
     from hydra.errors import HydraException
@@ -68,12 +69,20 @@ def compose(
     place = Origin(os.fspath(Path(config_dir, f"{config_name}.yaml")))
     quoted = _interpolate.escape(str(folder)).replace("'", "\\'")
     searchpath = f"hydra.searchpath=['{_SCHEME}://{quoted}']"
+    running = GlobalHydra.instance().hydra  # that of a @hydra.main around us
+    GlobalHydra.instance().clear()
     try:
         with hydra.initialize(version_base="1.3", config_path=None):
             composed = hydra.compose(_SCHEME, overrides=[searchpath, *overrides])
-    except (HydraException, OmegaConfBaseException) as error:
+    except RecursionError:
+        message = "Hydra: defaults go in a circle, or values nest too deep"
+        raise CompositionError(place, message) from None
+    except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
         raise CompositionError(place, f"Hydra: {str(error).strip()}") from None
-    return _finish(composed, place)
+    finally:
+        GlobalHydra.instance().hydra = running
+    # Which file a value came from is Hydra's knowledge alone.
+    return _finish(composed, Origin(f"Hydra's composition of {place.source}"))
 
 
 def from_hydra(config: DictConfig) -> ExperimentConfig:
@@ -143,4 +152,8 @@ class _Source(ConfigSource):
         return sorted(set(names))
 
     def _file(self, config_path: str) -> Path:
-        return Path(self.path, self._normalize_file_name(config_path))
+        path = Path(self.path, self._normalize_file_name(config_path))
+        if not Path(os.path.realpath(path)).is_relative_to(self.path):
+            place = Origin(config_path)
+            raise CompositionError(place, f"leads out of the folder {self.path}")
+        return path

@@ -77,6 +77,9 @@ class ConfigurationManager:
         Returns:
             One result for each path, in order, shape ``(len(paths),)``.
         """
+        if isinstance(paths, str | os.PathLike):
+            message = "paths is several paths, not one"
+            raise TypeError(message)
         return tuple(_checked(partial(self.load, path, overrides)) for path in paths)
 
     def create_batch(

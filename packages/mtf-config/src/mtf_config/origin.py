@@ -8,7 +8,16 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
-__all__ = ["CODE", "DEFAULT", "KeyPath", "Origin", "Origins", "dotted", "origin_of"]
+__all__ = [
+    "CODE",
+    "DEFAULT",
+    "KEY",
+    "KeyPath",
+    "Origin",
+    "Origins",
+    "dotted",
+    "origin_of",
+]
 
 KeyPath: TypeAlias = tuple[str | int, ...]
 """A key, one part a level: ``("optimizer", "betas", 0)``."""
@@ -39,6 +48,9 @@ class Origin(NamedTuple):
 
 
 Origins: TypeAlias = dict[KeyPath, Origin]
+
+KEY = ""
+"""Below a path in `Origins`: the place of the key itself, which no real key can be."""
 
 DEFAULT = Origin("default")
 CODE = Origin("code")

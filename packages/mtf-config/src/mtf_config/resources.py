@@ -12,6 +12,8 @@ from mtf_config.sections import SLURMConfig
 __all__ = ["PartitionLimits", "ResourceCheck", "check_resources"]
 
 _SECONDS_PER_HOUR = 3600
+_LEAST_BYTES = 512 << 20
+_LEAST_S = 120
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +26,13 @@ class PartitionLimits:
     cpus_per_node: int | None = None
     gpus_per_node: int | None = None
     memory_bytes_per_node: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            value = getattr(self, name)
+            if isinstance(value, int) and value < 0:
+                message = f"{name} must not be negative, found {value}"
+                raise ValueError(message)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,6 +165,22 @@ def _against_each_other(config: ExperimentConfig, world_size: int) -> Iterator[P
             f"{data.num_workers} loader processes and the training share "
             f"{slurm.cpus_per_task} CPUs",
             expected=f"write slurm.cpus_per_task={data.num_workers + 1} or fewer workers",
+            severity="warning",
+        )
+    if slurm.mem_bytes is not None and slurm.mem_bytes < tasks * _LEAST_BYTES:
+        yield _problem(
+            config,
+            "slurm.mem",
+            f"{slurm.mem} for {tasks} processes: torch alone needs {_LEAST_BYTES >> 20}M each",
+            expected=f'write "{tasks * _LEAST_BYTES >> 20}M" or more',
+            severity="warning",
+        )
+    if slurm.time_s < _LEAST_S:
+        yield _problem(
+            config,
+            "slurm.time",
+            f"{slurm.time_s} s: a job needs longer to start and to save",
+            expected=f"write {_LEAST_S // 60} minutes or more",
             severity="warning",
         )
     if config.training.use_amp and not gpus:

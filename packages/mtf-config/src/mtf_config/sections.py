@@ -83,6 +83,7 @@ class Section(BaseModel):
         strict=True,
         extra="forbid",
         allow_inf_nan=False,
+        ser_json_inf_nan="constants",  # else infinity is saved as null
         protected_namespaces=(),
     )
 
@@ -148,7 +149,7 @@ class DataConfig(Section):
         default="validation",
         description="Split that is validated on; null validates nothing.",
     )
-    num_workers: Amount = Field(
+    num_workers: Annotated[int, Field(ge=0, le=256)] = Field(
         default=0,
         description="Loader processes for each training process; 0 loads in it.",
     )

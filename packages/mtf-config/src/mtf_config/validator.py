@@ -7,14 +7,12 @@ must offer is in `mtf_config.resources`.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
 from mtf_config import _build
-from mtf_config._secrets import SECRET_NAME
 from mtf_config.errors import MtfConfigError
 from mtf_config.experiment import ExperimentConfig
 from mtf_config.problem import Problem, Severity
@@ -25,10 +23,6 @@ __all__ = ["ConfigValidator", "ValidationResult"]
 
 _ADAM_FAMILY = frozenset(["adam", "adamw", "adamax", "nadam", "radam"])
 _HIGH_ADAM_LR = 0.1
-_TEXT_TOKEN = re.compile(  # of a vocabulary, not of an account
-    r"(?i)(?:^|_)(?:bos|class|cls|end|eos|image|mask|pad|sep|special|start|unk)_token"
-    r"|^token_(?:mixer|mixing|reduction|shift|type)"
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,7 +85,6 @@ def _find_all(config: ExperimentConfig) -> Iterator[Problem]:
     yield from _model(config)
     yield from _optimization(config)
     yield from _logging(config)
-    yield from _secrets(config.model.model_extra or {}, "model", config)
 
 
 def _problem(
@@ -140,20 +133,3 @@ def _logging(config: ExperimentConfig) -> Iterator[Problem]:
     if not logging.use_wandb and (logging.wandb_project or logging.wandb_entity):
         message = "is false, so the W&B project and entity are not used"
         yield _problem(config, "logging.use_wandb", message)
-
-
-def _secrets(value: Any, key: str, config: ExperimentConfig) -> Iterator[Problem]:
-    if isinstance(value, Mapping):
-        for name, item in value.items():
-            yield from _secrets(item, f"{key}.{name}", config)
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _secrets(item, f"{key}.{index}", config)
-    elif isinstance(value, str) and value:
-        names = key.split(".")
-        if any(SECRET_NAME.search(n) and not _TEXT_TOKEN.search(n) for n in names):
-            message = (
-                "looks like a secret, and configs are saved and shown: let the code "
-                "that needs it read an environment variable"
-            )
-            yield _problem(config, key, message, "error")
