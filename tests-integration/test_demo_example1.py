@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import struct
 import subprocess
@@ -137,14 +138,14 @@ def test_it_continues_after_ctrl_c(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         stdout, _ = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 130
-    stopped = re.search(rf"Stopped after (\d+) of {max_epochs} epochs", stdout)
+    stopped = re.search(rf"Stopped in epoch (\d+) of {max_epochs}", stdout)
     assert stopped is not None
-    assert 2 <= int(stopped[1]) < max_epochs
+    assert 3 <= int(stopped[1]) <= max_epochs
     command = stdout.splitlines()[-1].strip()
 
     done = run(shlex.split(command), tmp_path)
     assert done.returncode == 0, done.stderr
-    assert f"going on from epoch_{int(stopped[1]):03d}_step_" in done.stderr
+    assert f"going on from epoch_{int(stopped[1]) - 1:03d}_step_" in done.stderr
     rows = metrics(experiment(tmp_path))
     epochs = list(range(1, max_epochs + 1))
     assert [row["epoch"] for row in rows if row["split"] == "val"] == epochs
@@ -153,6 +154,17 @@ def test_it_continues_after_ctrl_c(tmp_path: Path) -> None:
         if row["split"] == "train":
             samples[row["epoch"]] += row["samples"]
     assert set(samples.values()) == {1437}
+
+
+def test_lost_metrics_are_no_traceback(
+    trained: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    """A finished experiment without its metrics shows its result, and says what lacks."""
+    shutil.copytree(trained[0], tmp_path, dirs_exist_ok=True, symlinks=True)
+    (experiment(tmp_path) / "metrics.jsonl").unlink()
+    done = example(tmp_path, *SIMPLE)
+    assert done.returncode == 0, done.stderr
+    assert "no curve of the loss is drawn" in done.stdout
 
 
 @pytest.fixture(scope="module")

@@ -99,7 +99,7 @@ def load_config(path: Path, overrides: list[str]) -> ExperimentConfig:
     name = config.experiment_name.removesuffix(suffix) + suffix
     config = manager.load(path, [*overrides, f"experiment_name={name}"])
     result = ConfigValidator().validate_config(config)
-    if problems := [*result.errors, *find_unsupported(config)]:
+    if problems := [*find_unsupported(config)] or result.errors:
         raise ConfigValidationError(problems)
     for warning in result.warnings:
         print(warning, file=sys.stderr)
@@ -134,13 +134,14 @@ def find_unsupported(config: ExperimentConfig) -> Iterator[Problem]:
             choices["scheduler.min_lr"] = [0.0]
     for key, known in choices.items():
         value = attrgetter(key)(config)
+        choice = " or ".join(map(json.dumps, known))
         if value not in known:
             yield Problem(
                 key=key,
                 place=config.provenance(key),
                 message="this example does not do that",
                 found=json.dumps(value, default=lambda _: "..."),
-                expected="choose " + " or ".join(map(json.dumps, known)),
+                expected="leave it out" if known == [None] else f"choose {choice}",
             )
     for name in config.model.model_extra or {}:
         key = f"model.{name}"
@@ -155,7 +156,7 @@ def run(config: ExperimentConfig, run_dir: Path) -> None:
         DatasetError: If the data are missing or damaged.
         MtfTrainerError: If *run_dir* holds what cannot be continued.
         OSError: If *run_dir* cannot be written.
-        KeyboardInterrupt: If Ctrl-C stopped it; whole epochs are saved.
+        KeyboardInterrupt: If Ctrl-C stopped it; the last checkpoint is there.
     """
     training, data = config.training, config.data
     root = None if data.root is None else Path(data.root)
@@ -198,7 +199,7 @@ def run(config: ExperimentConfig, run_dir: Path) -> None:
     ConfigurationManager().save(config, run_dir / "config.yaml")
     result = trainer.fit(train_batches, val_batches, training.max_epochs)
     if result.reason is StopReason.INTERRUPTED:
-        message = f"Stopped after {result.epoch} of {training.max_epochs} epochs"
+        message = f"Stopped in epoch {result.epoch + 1} of {training.max_epochs}"
         raise KeyboardInterrupt(message)
     if result.checkpoint == result.resumed_from:
         print("Already trained; this is its result again.")
@@ -220,7 +221,11 @@ def show(shown: list[int], answered: list[int], run_dir: Path) -> None:
     counts = confusion_matrix(**given)
     results = {**report(output_dict=True), "confusion_matrix": counts.tolist()}
     (run_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n", "utf-8")
-    plot_loss_curve(read_metrics(run_dir / "metrics.jsonl"), run_dir / "loss_curve.png")
+    metrics = read_metrics(run_dir / "metrics.jsonl")
+    if any(row["split"] == "val" for row in metrics):
+        plot_loss_curve(metrics, run_dir / "loss_curve.png")
+    else:
+        print("metrics.jsonl has lost its lines: no curve of the loss is drawn")
     plot_confusion_matrix(counts, run_dir / "confusion_matrix.png")
     print(f"\nOn the {len(shown):,} validation images:\n\n{report(digits=3)}")
     print(f"All of it lies in {run_dir}:")
@@ -240,7 +245,7 @@ def main() -> int:
         again = command_line(*sys.argv[1:])
         print(f"\n{str(stop) or 'Stopped'}. This command continues:\n  {again}")
         return EXIT_INTERRUPTED
-    base = command_line("--config", str(arguments.config))
+    base = command_line(*sys.argv[1:])
     print("\nTry next, each an experiment of its own:")
     for overrides in NEXT:
         print(f"  {base} {overrides}")

@@ -83,7 +83,7 @@ def test_reading_refuses_other_files(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text("{}\n3\n", "utf-8")
 
-    with pytest.raises(ValueError, match="line 2: not a JSON object"):
+    with pytest.raises(MetricsFileError, match="line 2 is damaged"):
         read_metrics(path)
 
 

@@ -69,7 +69,10 @@ class ExperimentConfig(Section):
 
     experiment_name: Annotated[
         str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
-    ] = Field(description="Name of the run and of its folder.")
+    ] = Field(
+        description="Name of the run and of its folder: at most 128 letters, digits, dots, "
+        "dashes and underscores, the first a letter or digit."
+    )
     description: AnyText = Field(default="", description="What the experiment is for.")
     entry_point: (
         Annotated[

@@ -215,10 +215,11 @@ class SLURMConfig(Section):
         default=None, description="Kind of GPU, as the site names it."
     )
     mem: Memory | None = Field(
-        default=None, description='Memory of each node, such as "32G".'
+        default=None,
+        description='Memory of each node, such as "32G"; mebibytes without a unit.',
     )
     time: Time = Field(
-        default="01:00:00", description='Time limit: "HH:MM:SS", "D-HH:MM:SS".'
+        default="01:00:00", description='Time limit: "HH:MM:SS", "D-HH:MM:SS" or minutes.'
     )
     requeue: bool = Field(
         default=True, description="Come back after preemption or a lost node."

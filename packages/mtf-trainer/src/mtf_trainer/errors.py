@@ -88,7 +88,7 @@ class CheckpointVersionError(CheckpointError):
 
 
 class MetricsFileError(MtfTrainerError):
-    """The file of metrics at *path* cannot be opened or written."""
+    """The file of metrics at *path* cannot be opened or written, or is damaged."""
 
     def __init__(self, path: Path, problem: str) -> None:
         super().__init__(f"{path}: {problem}")

@@ -47,16 +47,17 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
     Raises:
         OSError: If the file cannot be read.
-        ValueError: If another line is not a JSON object.
+        MetricsFileError: If another line is not one that was written.
     """
     whole, _, _ = path.read_bytes().rpartition(b"\n")
     rows = []
     for number, line in enumerate(whole.splitlines(), start=1):
-        row = json.loads(line)
-        if not isinstance(row, dict):
-            message = f"{path}, line {number}: not a JSON object"
-            raise ValueError(message)  # noqa: TRY004 - the file's content, not a type
-        rows.append({key: _decode(key, value) for key, value in row.items()})
+        try:
+            row = dict(json.loads(line))
+            rows.append({key: _decode(key, value) for key, value in row.items()})
+        except (TypeError, ValueError) as error:
+            message = f"line {number} is damaged: it is no JSON object of metrics"
+            raise MetricsFileError(path, message) from error
     return rows
 
 
