@@ -138,7 +138,10 @@ def test_missing_sections_say_what_belongs_there() -> None:
     with pytest.raises(ConfigValidationError) as caught:
         ConfigurationManager().create_config({})
     assert [str(problem) for problem in caught.value.problems] == [
-        "code: experiment_name: missing: Name of the run and of its folder.",
+        (
+            "code: experiment_name: missing: Name of the run and of its folder: at most "
+            "128 letters, digits, dots, dashes and underscores, the first a letter or digit."
+        ),
         (
             "code: model: missing: What is trained. Models differ, so further keys are kept "
             "and given to yours."
