@@ -47,11 +47,12 @@ def parse(raw: bytes, source: str, at: KeyPath = ()) -> tuple[dict[str, Any], Or
     return values, origins
 
 
-# By content, so that a file rewritten within the clock's resolution is read anew.
-_parse_cached = lru_cache(maxsize=256)(_yaml.parse)
+# By content, so that a file rewritten within the clock's resolution is read anew. Few:
+# what is kept of files read once is walked by the garbage collector, again and again.
+_parse_cached = lru_cache(maxsize=64)(_yaml.parse)
 
 
-def read_bytes(path: Path, source: str) -> bytes:
+def read_bytes(path: Path | str, source: str) -> bytes:
     """Return what is in *path*, and not much more than the limit.
 
     Raises:
@@ -59,8 +60,9 @@ def read_bytes(path: Path, source: str) -> bytes:
     """
     place = Origin(source)
     try:
-        # Non-blocking, or a named pipe would wait for its writer.
-        with open(path, "rb", opener=_open_at_once) as file:
+        # Non-blocking, or a named pipe would wait for its writer. Unbuffered, since a
+        # buffer costs more than the reading.
+        with open(path, "rb", buffering=0, opener=_open_at_once) as file:
             info = os.fstat(file.fileno())
             if not stat.S_ISREG(info.st_mode):
                 raise ConfigFileError(place, "is a pipe or a device, not a file")
@@ -68,11 +70,15 @@ def read_bytes(path: Path, source: str) -> bytes:
                 size = f"{info.st_size} bytes, more than {_yaml.MAX_BYTES}"
                 raise ConfigFileError(place, f"{size}: this is no config")
             raw = file.read(info.st_size + 1)
-            if len(raw) > info.st_size:  # it grew, or its size is not known
-                raw += file.read(_yaml.MAX_BYTES)
+            # One read may give less than there is; or the file grew, or has no size.
+            while len(raw) != info.st_size and len(raw) <= _yaml.MAX_BYTES:
+                if not (more := file.read(_yaml.MAX_BYTES)):
+                    break
+                raw += more
             return raw
     except FileNotFoundError:
-        raise ConfigFileError(place, f"no such file{_near(path, source)}") from None
+        near = _near(Path(path), source)
+        raise ConfigFileError(place, f"no such file{near}") from None
     except IsADirectoryError:
         message = "is a folder; name the YAML file in it"
         raise ConfigFileError(place, message) from None

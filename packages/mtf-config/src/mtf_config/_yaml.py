@@ -137,6 +137,8 @@ def _decode(raw: bytes, source: str) -> str:
     return text
 
 
+_new_tuple = tuple.__new__
+_Scalar, _Alias, _MappingEnd = yaml.ScalarEvent, yaml.AliasEvent, yaml.MappingEndEvent
 _OPEN = object()
 """Stands for an anchor's value while that is being read."""
 
@@ -166,23 +168,25 @@ class _Builder:
 
     def _place(self, event: Any) -> Origin:
         mark = event.start_mark
-        return Origin(self._source, mark.line + 1, mark.column + 1)
+        # What Origin(...) does, without the call of its constructor.
+        return _new_tuple(Origin, (self._source, mark.line + 1, mark.column + 1, ""))
 
     def _error(self, event: Any, message: str) -> ConfigFileError:
         return ConfigFileError(self._place(event), message)
 
-    def _count(self, event: Any, nodes: int) -> None:
-        self._nodes += nodes
-        if self._nodes > MAX_NODES:
-            message = f"expands to more than {MAX_NODES} values: too large for a config"
-            raise self._error(event, message)
+    def _too_many(self, event: Any) -> ConfigFileError:
+        message = f"expands to more than {MAX_NODES} values: too large for a config"
+        return self._error(event, message)
 
     def _value(self, event: Any, path: KeyPath) -> Any:
         self._origins[path] = self._place(event)
-        self._count(event, 1)
-        if isinstance(event, yaml.ScalarEvent):
+        self._nodes += 1
+        if self._nodes > MAX_NODES:
+            raise self._too_many(event)
+        kind = type(event)
+        if kind is _Scalar:
             value: Any = self._scalar(event)
-        elif isinstance(event, yaml.AliasEvent):
+        elif kind is _Alias:
             return self._alias(event, path)
         else:
             if len(path) >= MAX_DEPTH:
@@ -192,8 +196,8 @@ class _Builder:
                 raise self._tag_error(event)
             if event.anchor is not None:
                 self._anchors[event.anchor] = _OPEN
-            is_mapping = isinstance(event, yaml.MappingStartEvent)
-            value = self._mapping(path) if is_mapping else self._sequence(path)
+            fill = self._mapping if kind is yaml.MappingStartEvent else self._sequence
+            value = fill(path)
         if event.anchor is not None:
             self._anchors[event.anchor] = value
         return value
@@ -208,21 +212,24 @@ class _Builder:
         value = self._anchors[event.anchor]
         if value is _OPEN:
             raise self._error(event, f"*{event.anchor} stands inside itself")
-        self._count(event, size(value))
+        self._nodes += size(value)
+        if self._nodes > MAX_NODES:
+            raise self._too_many(event)
         if len(path) + depth(value) > MAX_DEPTH:
             raise self._error(event, f"nested more than {MAX_DEPTH} levels deep")
         return copy_plain(value)
 
     def _scalar(self, event: Any) -> Any:
-        if not event.value.isascii() and _SURROGATE.search(event.value):
+        text, tag = event.value, event.tag
+        if not text.isascii() and _SURROGATE.search(text):
             # libyaml refuses the escape, PyYAML's own scanner does not.
             raise self._error(event, "holds half of a character: write it whole")
-        if event.tag not in (None, "!", _TEXT_TAG):
+        if tag is not None and tag not in ("!", _TEXT_TAG):
             raise self._tag_error(event)
-        if event.style or event.tag == _TEXT_TAG:
-            return event.value
+        if event.style or tag == _TEXT_TAG:
+            return text
         try:
-            return parse_scalar(event.value)
+            return parse_scalar(text)
         except ValueError as error:
             raise self._error(event, str(error)) from None
 
@@ -235,13 +242,13 @@ class _Builder:
 
     def _sequence(self, path: KeyPath) -> list[Any]:
         items: list[Any] = []
-        while not isinstance(event := self._next(), yaml.SequenceEndEvent):
+        while type(event := self._next()) is not yaml.SequenceEndEvent:
             items.append(self._value(event, (*path, len(items))))
         return items
 
     def _mapping(self, path: KeyPath) -> dict[str, Any]:
         items: dict[str, Any] = {}
-        while not isinstance(event := self._next(), yaml.MappingEndEvent):
+        while type(event := self._next()) is not _MappingEnd:
             key = self._key(event)
             child = (*path, key)
             if key in items:
@@ -249,14 +256,23 @@ class _Builder:
                 message = f"the key {key!r} stands twice, first at {first}"
                 raise ConfigFileError(self._place(event), message, key=dotted(child))
             self._origins[(*child, KEY)] = self._place(event)
-            value_event = self._next()
-            items[key] = self._value(value_event, child)
+            items[key] = self._value(self._next(), child)
         return items
 
     def _key(self, event: Any) -> str:
-        if not isinstance(event, yaml.ScalarEvent):
+        if type(event) is not _Scalar:
             message = "a key must be text; text that begins with [ { & * is quoted"
             raise self._error(event, message)
+        text: str = event.value
+        if (
+            text.isidentifier()
+            and text.isascii()
+            and text not in _NULL
+            and text not in _BOOL
+            and event.tag is None
+            and event.anchor is None
+        ):
+            return text  # as nearly every key is: in any style it means itself
         key = self._scalar(event)
         if event.anchor is not None:
             self._anchors[event.anchor] = key
