@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -15,7 +17,12 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from mtf_trainer import GenericTrainer, GenericTrainerConfig
+from mtf_trainer import (
+    CheckpointSettings,
+    GenericTrainer,
+    GenericTrainerConfig,
+    SnapshotSettings,
+)
 
 MakeTrainer = Callable[..., GenericTrainer]
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -51,6 +58,8 @@ def no_leaks() -> Iterator[None]:
     handlers = {s: signal.getsignal(s) for s in SIGNALS}
     files = open_files()
     yield
+    if open_files() > files:
+        gc.collect()  # what only a cycle still holds is not lost
     # pytest names the running test in a variable of its own.
     for variables in (environ, now := dict(os.environ)):
         variables.pop("PYTEST_CURRENT_TEST", None)
@@ -93,8 +102,9 @@ def cross_entropy(trainer: GenericTrainer, batch: Any, _: int) -> dict[str, Tens
 def make_trainer(tmp_path: Path, fabric: Fabric) -> MakeTrainer:
     """Build trainers that are alike but for what is asked.
 
-    ``make_trainer(model=, optimizer=, scheduler=, step=, **settings)``; the latter three
-    are functions of what comes before them. The run's folder is ``tmp_path / "run"``.
+    ``make_trainer(model=, optimizer=, scheduler=, step=, parts=, **settings)``; optimizer
+    and scheduler are functions of what comes before them, *parts* are further arguments of
+    the trainer. The run's folder is ``tmp_path / "run"``.
     """
 
     def make(
@@ -103,6 +113,7 @@ def make_trainer(tmp_path: Path, fabric: Fabric) -> MakeTrainer:
         optimizer: Callable[[Any], Any] = lambda p: torch.optim.AdamW(p, lr=0.01),
         scheduler: Callable[[Any], Any] = lambda _: None,
         step: Any = cross_entropy,
+        parts: Mapping[str, Any] = MappingProxyType({}),
         **settings: Any,
     ) -> GenericTrainer:
         if model is None:
@@ -110,7 +121,12 @@ def make_trainer(tmp_path: Path, fabric: Fabric) -> MakeTrainer:
             model = nn.Sequential(
                 nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2)
             )
-        defaults: dict[str, Any] = {"run_dir": tmp_path / "run", "show_progress": False}
+        defaults: dict[str, Any] = {
+            "run_dir": tmp_path / "run",
+            "show_progress": False,
+            "checkpoint": CheckpointSettings(asynchronous=False),
+            "snapshot": SnapshotSettings(enabled=False),
+        }
         built = optimizer(model.parameters())
         return GenericTrainer(
             GenericTrainerConfig(**defaults | settings),
@@ -119,6 +135,7 @@ def make_trainer(tmp_path: Path, fabric: Fabric) -> MakeTrainer:
             built,
             scheduler(built),
             training_step=step,
+            **parts,
         )
 
     return make

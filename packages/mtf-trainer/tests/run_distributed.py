@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from mtf_trainer import (
+    CheckpointSettings,
+    DataError,
     FitResult,
     GenericTrainer,
     GenericTrainerConfig,
-    LoaderLengthError,
     MtfTrainerError,
+    SnapshotSettings,
 )
 
 NUM_SAMPLES = 42
@@ -48,11 +49,11 @@ class Share(IterableDataset[tuple[Tensor, int]]):
         return (Numbered()[i] for i in range(self.rank, NUM_SAMPLES, 2))
 
 
-class TooLong(Share):
-    """Promises more than it holds."""
+class Uneven(Share):
+    """Gives one process fewer batches than the other."""
 
-    def __len__(self) -> int:
-        return 40
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        return (Numbered()[i] for i in range(self.rank * 20, NUM_SAMPLES, 2))
 
 
 def make_model() -> nn.Module:
@@ -70,14 +71,19 @@ def loss_of(model: Any, x_BD: Tensor, numbers_B: Tensor) -> Tensor:
 class Trainer(GenericTrainer):
     """Notes the samples it sees; gets a signal in one process at one step."""
 
-    def __init__(self, run_dir: Path, fabric: Fabric, stop_at: int = -1) -> None:
+    def __init__(
+        self, run_dir: Path, fabric: Fabric, stop_at: int = -1, accumulation: int = 4
+    ) -> None:
         model = make_model()
         config = GenericTrainerConfig(
             run_dir=run_dir,
             seed=7,
-            gradient_accumulation_steps=4,
+            gradient_accumulation_steps=accumulation,
             max_grad_norm=None,
             log_every_n_steps=1,
+            skip_to_resume=True,
+            checkpoint=CheckpointSettings(asynchronous=False),
+            snapshot=SnapshotSettings(enabled=False),
         )
         super().__init__(config, fabric, model, torch.optim.SGD(model.parameters(), 0.1))
         self.stop_at = stop_at
@@ -86,7 +92,7 @@ class Trainer(GenericTrainer):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:  # noqa: ARG002
         x_BD, numbers_B = batch
         if torch.is_grad_enabled():
-            self.seen.append(numbers_B.tolist())
+            self.seen.append([] if self.is_filler else numbers_B.tolist())
             if self.fabric.global_rank == 1 and self.global_step == self.stop_at:
                 os.kill(os.getpid(), signal.SIGUSR1)
         return loss_of(self.model, x_BD, numbers_B)
@@ -140,13 +146,13 @@ def main(folder: Path) -> None:
 
     (folder / "file").touch()
     told["no_folder"] = error_of(Trainer(folder / "file", fabric), loader())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch also says that the length is wrong
-        too_long: DataLoader[Any] = DataLoader(TooLong(fabric.global_rank), batch_size=4)
-        told["too_long"] = error_of(Trainer(folder / "long", fabric), too_long)
+    uneven: DataLoader[Any] = DataLoader(Uneven(fabric.global_rank), batch_size=4)
+    told["uneven"] = error_of(Trainer(folder / "uneven", fabric), uneven)
+    trainer = Trainer(folder / "fewer", fabric, stop_at=6)
+    told["fewer"] = trainer.report(trainer.fit(loader(2), max_epochs=4))
     # Fabric's other copy would be another Fabric.
     assert "lightning_fabric" not in sys.modules
-    assert told["too_long"] == LoaderLengthError.__name__
+    assert told["uneven"] == DataError.__name__
     text = json.dumps(told)
     (folder / f"rank{fabric.global_rank}.json").write_text(text, "utf-8")
     fabric.barrier()

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,8 @@ import pytest
 import torch
 from lightning.fabric import Fabric
 
-from mtf_trainer import read_metrics
-from mtf_trainer._distributed import StopAgreement, gather, on_rank_zero
+from mtf_trainer import CheckpointMismatchError, CheckpointWarning, read_metrics
+from mtf_trainer._distributed import gather, on_rank_zero
 
 # Two processes import torch first, on however few cores there are.
 pytestmark = pytest.mark.slow
@@ -121,23 +123,59 @@ def test_metrics_are_of_all_processes_and_written_once(
     assert len([x for x in lines if x.startswith("epoch 2/2 validation")]) == 1
 
 
-def test_all_stop_at_the_same_step(ranks: list[dict[str, Any]]) -> None:
-    """A signal that one process gets stops both at the same step, and both go on alike."""
+def test_all_stop_at_the_same_place(ranks: list[dict[str, Any]]) -> None:
+    """A signal that one process gets stops both at the same batch, and both go on alike."""
+    for name in ("stopped", "fewer"):
+        places = [(rank[name]["step"], len(rank[name]["seen"])) for rank in ranks]
+        assert places[0] == places[1]
+        assert 6 <= places[0][0] < 12
+        assert {rank[name]["reason"] for rank in ranks} == {"interrupted"}
     for rank in ranks:
-        stopped, again = rank["stopped"], rank["again"]
-        assert (stopped["reason"], stopped["step"]) == ("interrupted", 7)
-        assert again["resumed_from"] == "epoch_002_step_000006.ckpt"
-        assert (again["reason"], again["step"]) == ("completed", 12)
+        assert rank["again"]["resumed_from"].startswith("epoch_00")
+        assert (rank["again"]["reason"], rank["again"]["step"]) == ("completed", 12)
 
 
 def test_resumed_run_is_the_undisturbed_one(ranks: list[dict[str, Any]]) -> None:
     """Samples, weights and each process's own random stream are as if never stopped."""
     for rank in ranks:
         whole, again = rank["whole"], rank["again"]
-        assert again["seen"] == whole["seen"][22:]
+        assert rank["stopped"]["seen"] + again["seen"] == whole["seen"]
         for key in ("weights", "draw", "metrics"):
             assert again[key] == whole[key]
     assert ranks[0]["again"]["draw"] != ranks[1]["again"]["draw"]
+
+
+def test_one_process_goes_on_where_two_stopped(
+    ranks: list[dict[str, Any]], script: Any, folder: Path, fabric: Fabric
+) -> None:
+    """With twice the micro-batch, or twice the window: the same steps, each sample once.
+
+    Weights are those of two processes but for the order in which sums are rounded.
+    """
+    for batch_size, accumulation in ((4, 4), (2, 8), (8, 2)):
+        run_dir = folder / f"fewer{batch_size}"
+        shutil.copytree(folder / "fewer", run_dir, symlinks=True)
+        trainer = script.Trainer(run_dir, fabric, accumulation=accumulation)
+        data = script.Numbered()
+        loader = script.DataLoader(data, batch_size=batch_size, shuffle=True)
+
+        with pytest.warns(CheckpointWarning, match="written by 2 processes"):
+            result = trainer.fit(loader, max_epochs=4)
+
+        assert result.global_step == 12
+        before = [n for rank in ranks for batch in rank["fewer"]["seen"] for n in batch]
+        after = [n for batch in trainer.seen for n in batch]
+        assert Counter(before) + Counter(after) == dict.fromkeys(range(42), 4)
+        report = trainer.report(result)
+        whole = [rank["whole"] for rank in ranks]
+        assert report["weights"] == [
+            pytest.approx(each, rel=1e-12) for each in whole[0]["weights"]
+        ]
+        assert report["metrics"]["loss"] == pytest.approx(whole[0]["metrics"]["loss"])
+    wrong = script.Trainer(folder / "fewer", fabric)
+    loader = script.DataLoader(script.Numbered(), batch_size=3, shuffle=True)
+    with pytest.raises(CheckpointMismatchError, match="global_batch: was 16 and is 12"):
+        wrong.fit(loader, max_epochs=4)
 
 
 def test_error_of_the_first_process_reaches_all(ranks: list[dict[str, Any]]) -> None:
@@ -145,16 +183,12 @@ def test_error_of_the_first_process_reaches_all(ranks: list[dict[str, Any]]) -> 
     assert [rank["no_folder"] for rank in ranks] == ["CheckpointWriteError"] * 2
 
 
-def test_loader_shorter_than_its_length_is_an_error(ranks: list[dict[str, Any]]) -> None:
-    """Gradients that were not yet exchanged are not stepped with."""
-    assert [rank["too_long"] for rank in ranks] == ["LoaderLengthError"] * 2
+def test_streams_of_different_lengths_are_an_error(ranks: list[dict[str, Any]]) -> None:
+    """Processes whose streams end apart are told so, rather than left waiting."""
+    assert [rank["uneven"] for rank in ranks] == ["DataError"] * 2
 
 
-def test_one_process_agrees_with_itself(fabric: Fabric) -> None:
-    """With one process nothing is sent and the answer is immediate."""
-    agreement = StopAgreement(fabric)
-
-    assert agreement.reached(wanted=True)
-    assert not agreement.settled(wanted=False)
+def test_one_process_does_it_all_itself(fabric: Fabric) -> None:
+    """With one process nothing is sent."""
     assert gather(fabric, 3) == [3]
     assert on_rank_zero(fabric, lambda: 4) == 4

@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from mtf_trainer.phases import Phase
-from mtf_trainer.state import ResumeState, RNGState, UnknownVersionError
+from mtf_trainer.state import (
+    LocalState,
+    ResumeState,
+    RNGState,
+    TrainMicroState,
+    UnknownVersionError,
+    ValMicroState,
+)
 
 np: Any = pytest.importorskip("numpy")
 
@@ -69,25 +76,48 @@ def test_numpy_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
     assert RNGState.from_plain(without.to_plain()).numpy is None
 
 
+def resume_state(**changed: Any) -> ResumeState:
+    """Return a state in the middle of a validation."""
+    values: dict[str, Any] = {
+        "phase": Phase.VAL_BATCH_FORWARD,
+        "epoch": 2,
+        "global_step": 9,
+        "train": TrainMicroState(batch_idx=4, epoch_sums={"loss": [2.5, 40]}),
+        "val": ValMicroState(batch_idx=1),
+        "rng": (),
+        "timestamp": ResumeState.now(),
+    }
+    return ResumeState(**values | changed)
+
+
 def test_state_reads_back() -> None:
-    """Phase, counters and time survive the way through a file."""
-    state = ResumeState.now(
-        phase=Phase.TRAIN_START_EPOCH,
-        epoch=2,
-        global_step=9,
-        rng=(RNGState.capture(), RNGState.capture()),
+    """Phase, counters, time and what of the epoch is done survive a file."""
+    state = resume_state()
+    streams = (RNGState.capture(),)
+
+    read = ResumeState.from_plain(through_a_file(state.to_plain()), streams)
+
+    assert read == resume_state(rng=streams, timestamp=state.timestamp)
+    assert read.timestamp.endswith("+00:00")
+    outside = ResumeState.from_plain(resume_state(val=None).to_plain())
+    assert outside.val is None
+
+
+def test_state_of_a_process_reads_back() -> None:
+    """Cursor, sums, gradients and streams of one process survive a file."""
+    state = LocalState(
+        rng=RNGState.capture(), train_cursor={"samples": 8}, grads={"w": torch.ones(2)}
     )
 
-    read = ResumeState.from_plain(through_a_file(state.to_plain()))
+    read = LocalState.from_plain(through_a_file(state.to_plain()))
 
-    assert (read.phase, read.epoch, read.global_step) == (state.phase, 2, 9)
-    assert read.timestamp == state.timestamp
-    assert read.timestamp.endswith("+00:00")
-    assert len(read.rng) == 2
-    assert torch.equal(read.rng[0].torch_cpu, state.rng[0].torch_cpu)
+    assert read.train_cursor == {"samples": 8}
+    assert read.grads is not None
+    assert torch.equal(read.grads["w"], torch.ones(2))
+    assert torch.equal(read.rng.torch_cpu, state.rng.torch_cpu)
 
 
-@pytest.mark.parametrize("version", [2, None, "1"])
+@pytest.mark.parametrize("version", [1, None, "2"])
 def test_unknown_version_is_refused(version: object) -> None:
     """A version that is not ours is named, whatever else is in it."""
     with pytest.raises(UnknownVersionError, match=f"version {version!r}"):
@@ -96,23 +126,43 @@ def test_unknown_version_is_refused(version: object) -> None:
 
 def test_malformed_states_are_value_errors() -> None:
     """What lacks a part, or has one of another kind, is refused as such."""
-    plain = ResumeState.now(
-        phase=Phase.INIT, epoch=0, global_step=0, rng=(RNGState.capture(),)
-    ).to_plain()
-    rng = plain["rng"][0]
-
-    for damage in (
+    plain = resume_state().to_plain()
+    damages: list[dict[str, Any]] = [
         {"phase": "NO_SUCH_PHASE"},
         {"epoch": None},
-        {"rng": [{**rng, "python": 3}]},
-        {"rng": [{**rng, "torch_cpu": "no tensor"}]},
-        {"rng": [{"python": [3, [], None]}]},
-    ):
+        {"train": {"no_such_part": 1}},
+        {"val": 3},
+    ]
+    for damage in damages:
         with pytest.raises(ValueError, match=r"not a|NO_SUCH_PHASE"):
             ResumeState.from_plain(plain | damage)
     del plain["timestamp"]
     with pytest.raises(ValueError, match="not a resume state: KeyError"):
         ResumeState.from_plain(plain)
+
+    local = LocalState(rng=RNGState.capture()).to_plain()
+    rng = local["rng"]
+    damages = [
+        {"rng": {**rng, "python": 3}},
+        {"rng": {**rng, "torch_cpu": "no tensor"}},
+        {"rng": {"python": [3, [], None]}},
+        {"no_such_part": 1},
+    ]
+    for damage in damages:
+        with pytest.raises(ValueError, match=r"not a|not the state"):
+            LocalState.from_plain(local | damage)
+
+
+def test_streams_of_a_seed_are_told_without_using_them() -> None:
+    """The streams that a seed would start are returned; this process's stay."""
+    before = torch.get_rng_state()
+    streams = RNGState.seeded(5)
+
+    assert torch.equal(torch.get_rng_state(), before)
+    streams.restore()
+    drawn = draw()
+    RNGState.seed(5)
+    assert draw() == drawn
 
 
 @pytest.mark.gpu

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
 import signal
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +18,25 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from mtf_trainer import (
+    EXIT_RESUME,
+    CheckpointManager,
     CheckpointMismatchError,
+    CheckpointSettings,
     CheckpointWarning,
     CheckpointWriteError,
     GenericTrainer,
     GenericTrainerConfig,
+    Limits,
     MetricsFileError,
     NothingToResumeError,
     Phase,
+    RegistryError,
+    SnapshotSettings,
     StopReason,
+    _data,
     read_metrics,
 )
+from mtf_trainer._run_dir import memory_id
 from mtf_trainer.trainer import StepFunction
 
 MakeTrainer = Callable[..., GenericTrainer]
@@ -89,7 +100,8 @@ def test_fit_trains_and_leaves_its_files(
     assert result.resumed_from is None
     assert result.checkpoint == run / "checkpoints" / "epoch_004_step_000024.ckpt"
     assert (run / "checkpoints" / "latest.ckpt").resolve() == result.checkpoint
-    assert sorted(p.name for p in run.iterdir()) == ["checkpoints", "metrics.jsonl"]
+    left = [".lock", "checkpoints", "metrics.jsonl", "run.json"]
+    assert sorted(p.name for p in run.iterdir()) == left
     rows = read_metrics(run / "metrics.jsonl")
     assert [r["split"] for r in rows] == ["train", "val"] * 4
     assert rows[-1]["loss"] == result.metrics["loss"]
@@ -131,75 +143,137 @@ def test_run_in_two_parts_ends_as_one_in_one(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_signal_stops_at_a_step_and_the_epoch_is_repeated(
+def test_signal_stops_at_the_next_safe_point_and_nothing_is_repeated(
     make_trainer: MakeTrainer,
     loader: DataLoader[Any],
     tmp_path: Path,
     number: signal.Signals,
 ) -> None:
-    """A run stopped inside its third epoch repeats it, and ends as if never stopped."""
+    """Stopped in a forward pass of its third epoch, a run ends as if never stopped."""
     whole = make_trainer(run_dir=tmp_path / "whole", step=cross_entropy)
     whole.fit(loader, max_epochs=4)
     expected = final_state(whole)
-    stopped = make_trainer(step=stops_at(14, number), log_every_n_steps=2)
+    stopped = make_trainer(step=stops_at(14, number))
 
     result = stopped.fit(loader, max_epochs=4)
 
     assert result.reason is StopReason.INTERRUPTED
-    assert (result.epoch, result.global_step) == (2, 15)
-    assert stopped.phase is Phase.TRAIN_BATCH_END
+    assert result.exit_code == EXIT_RESUME
+    assert (result.epoch, result.global_step) == (2, 14)
+    assert stopped.phase is Phase.TRAIN_BATCH_OPTIM_STEP
     assert result.checkpoint is not None
-    assert result.checkpoint.name == "epoch_002_step_000012.ckpt"
+    assert result.checkpoint.name == "epoch_002_step_000014.ckpt"
     again = make_trainer(step=cross_entropy)
     finished = again.fit(loader, max_epochs=4)
     assert finished.resumed_from == result.checkpoint
     assert finished.global_step == 24
     assert_same_run(final_state(again), expected)
-    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    assert sum(row["samples"] for row in rows) == 4 * 43
+    metrics = [(tmp_path / n / "metrics.jsonl").read_bytes() for n in ("whole", "run")]
+    assert metrics[0] == metrics[1]
 
 
 def test_signal_in_validation_stops_there(
     make_trainer: MakeTrainer, data: TensorDataset, loader: DataLoader[Any]
 ) -> None:
-    """Validation is left at its next batch, and its epoch does not count."""
+    """Validation is left behind its batch, and goes on with the next."""
+    numbers: list[int] = []
 
     def step(trainer: GenericTrainer, batch: Any, batch_idx: int) -> Tensor:
-        if trainer.phase is Phase.VAL_BATCH_FORWARD and batch_idx == 1:
-            signal.raise_signal(signal.SIGTERM)
+        if trainer.phase is Phase.VAL_BATCH_FORWARD:
+            numbers.append(batch_idx)
+            if numbers == [0, 1]:
+                signal.raise_signal(signal.SIGTERM)
         return cross_entropy(trainer, batch, batch_idx)
 
     trainer = make_trainer(step=step)
+    val = DataLoader(data, batch_size=8)
 
-    result = trainer.fit(loader, DataLoader(data, batch_size=8), max_epochs=2)
+    result = trainer.fit(loader, val)
 
     assert result.reason is StopReason.INTERRUPTED
     assert result.epoch == 0
     assert trainer.phase is Phase.VAL_BATCH_END
-    assert trainer.model.training
+    assert make_trainer(step=step).fit(loader, val).epoch == 1
+    assert numbers == [0, 1, 2, 3, 4, 5]
 
 
-def test_signal_in_the_last_batch_saves_the_finished_epoch(
+def test_signal_when_all_is_done_changes_nothing(
     make_trainer: MakeTrainer, loader: DataLoader[Any]
 ) -> None:
-    """At an epoch's edge nothing is lost: it is saved though none was due, then it stops."""
-    trainer = make_trainer(step=stops_at(5), checkpoint_every_n_epochs=10)
+    """A run whose last epoch has ended is completed, not interrupted."""
 
-    result = trainer.fit(loader, max_epochs=3)
+    class Late:
+        def on_epoch_metrics(self, *_: object) -> None:
+            signal.raise_signal(signal.SIGTERM)
 
-    assert result.reason is StopReason.INTERRUPTED
-    assert (result.epoch, result.global_step) == (1, 6)
-    assert result.checkpoint is not None
-    assert result.checkpoint.name == "epoch_001_step_000006.ckpt"
-
-
-def test_signal_in_the_last_epochs_last_batch_changes_nothing(
-    make_trainer: MakeTrainer, loader: DataLoader[Any]
-) -> None:
-    """A run that is done anyway is completed, not interrupted."""
-    result = make_trainer(step=stops_at(5)).fit(loader)
+    result = make_trainer(parts={"callbacks": [Late()]}).fit(loader)
 
     assert result.reason is StopReason.COMPLETED
+    assert result.exit_code == 0
+
+
+def test_program_can_ask_for_a_stop(
+    make_trainer: MakeTrainer, loader: DataLoader[Any]
+) -> None:
+    """What `stop` asks for is done at the next safe point; outside of fit it is nothing."""
+
+    def step(trainer: GenericTrainer, batch: Any, batch_idx: int) -> Tensor:
+        if trainer.global_step == 3:
+            trainer.stop()
+        return cross_entropy(trainer, batch, batch_idx)
+
+    trainer = make_trainer(step=step)
+    trainer.stop()
+
+    assert trainer.fit(loader).global_step == 3
+
+
+def test_steps_can_be_limited_and_the_rest_done_later(
+    make_trainer: MakeTrainer, loader: DataLoader[Any], tmp_path: Path
+) -> None:
+    """Eight steps, then all, are the same as all at once."""
+    whole = make_trainer(run_dir=tmp_path / "whole")
+    whole.fit(loader, max_epochs=2)
+    expected = final_state(whole)
+
+    first = make_trainer().fit(loader, max_epochs=2, max_steps=8)
+    again = make_trainer().fit(loader, max_epochs=2, max_steps=8)
+    last = make_trainer()
+    result = last.fit(loader, max_epochs=2)
+
+    assert first.reason is again.reason is StopReason.MAX_STEPS
+    assert first.exit_code == 0
+    assert (first.epoch, first.global_step, again.global_step) == (1, 8, 8)
+    assert result.reason is StopReason.COMPLETED
+    assert_same_run(final_state(last), expected)
+
+
+def test_requeue_is_called_when_there_is_more_to_do(
+    make_trainer: MakeTrainer, loader: DataLoader[Any]
+) -> None:
+    """After a stop that is to be continued the launcher's function runs, once."""
+    called: list[str] = []
+    parts = {"requeue": lambda: called.append("requeue")}
+
+    make_trainer(step=stops_at(3), parts=parts).fit(loader)
+    assert called == ["requeue"]
+    make_trainer(parts=parts).fit(loader)
+    assert called == ["requeue"]
+
+
+def test_time_limit_saves_and_stops(
+    make_trainer: MakeTrainer, loader: DataLoader[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the end that the job's environment tells, less the grace, the run is saved."""
+    end = str(int(datetime.now(UTC).timestamp()) + 20)
+    monkeypatch.setenv("SLURM_JOB_END_TIME", end)
+
+    result = make_trainer(limits=Limits(grace_s=60)).fit(loader)
+
+    assert result.reason is StopReason.LIMIT
+    assert result.exit_code == EXIT_RESUME
+    assert result.checkpoint is not None
+    assert result.global_step < 6
 
 
 def test_signals_are_left_alone_when_told_so(
@@ -251,7 +325,6 @@ def test_same_trainer_goes_on(
     whole.fit(loader, max_epochs=3)
     expected = final_state(whole)
     trainer = make_trainer(step=stops_at(8))
-    trainer.fit(loader, max_epochs=3)
 
     result = trainer.fit(loader, max_epochs=3)
 
@@ -262,13 +335,12 @@ def test_same_trainer_goes_on(
 
 
 def test_used_model_does_not_pass_for_a_new_one(
-    make_trainer: MakeTrainer, loader: DataLoader[Any]
+    make_trainer: MakeTrainer, loader: DataLoader[Any], tmp_path: Path
 ) -> None:
-    """Stopped before the first checkpoint, a trainer refuses to begin anew with its model."""
-    trainer = make_trainer(step=stops_at(2))
-    result = trainer.fit(loader)
-    assert result.checkpoint is None
-    assert result.metrics == {}
+    """With its checkpoints gone, a trainer refuses to begin anew with its model."""
+    trainer = make_trainer()
+    trainer.fit(loader)
+    shutil.rmtree(tmp_path / "run")
 
     with pytest.raises(NothingToResumeError, match="make a new model"):
         trainer.fit(loader)
@@ -292,15 +364,21 @@ def test_objects_are_set_up_once(
 
         return wrapped
 
-    for name in ("setup", "setup_dataloaders"):
-        monkeypatch.setattr(fabric, name, counted(name))
+    monkeypatch.setattr(fabric, "setup", counted("setup"))
+    make_source = _data.make_source
+
+    def counted_source(*args: Any, **settings: Any) -> Any:
+        calls.append("training" if settings["training"] else "validation")
+        return make_source(*args, **settings)
+
+    monkeypatch.setattr(_data, "make_source", counted_source)
 
     trainer = make_trainer()
     for epochs in (1, 2):
         trainer.fit(loader, loader, max_epochs=epochs)
         trainer.validate(loader)
 
-    assert calls == ["setup", "setup_dataloaders"]
+    assert calls == ["setup", "training", "validation"]
 
 
 class TellsEpoch(RandomSampler):
@@ -330,7 +408,8 @@ def test_checkpoints_come_when_due_and_at_the_end(
     make_trainer: MakeTrainer, loader: DataLoader[Any], tmp_path: Path
 ) -> None:
     """Every second epoch and the last make one; the oldest beyond two goes."""
-    trainer = make_trainer(checkpoint_every_n_epochs=2, keep_last_n_checkpoints=2)
+    settings = CheckpointSettings(every_n_epochs=2, keep_last_n=2, asynchronous=False)
+    trainer = make_trainer(checkpoint=settings)
 
     trainer.fit(loader, max_epochs=5)
 
@@ -385,9 +464,11 @@ def test_other_number_of_processes_is_told(
     path = trainer.fit(loader).checkpoint
     assert path is not None
     content = torch.load(path, weights_only=True)
-    content["resume"]["rng"] *= 2
-    content["loader_generators"] *= 2
-    trainer._store.save(content, epoch=1, global_step=7)
+    content["locals"] *= 2
+    content["world_size"] = 2
+    settings = CheckpointSettings(asynchronous=False)
+    with CheckpointManager(path.parent, settings) as manager:
+        manager.save(content, epoch=1, global_step=7, metrics={})
 
     with pytest.warns(
         CheckpointWarning, match="written by 2 processes and is continued by 1"
@@ -408,7 +489,7 @@ def test_full_disk_keeps_the_last_good_checkpoint(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mtf_trainer.checkpoint._flush", full)
+    monkeypatch.setattr("mtf_trainer._saver.flush", full)
     with pytest.raises(CheckpointWriteError, match=r"epoch_002.*No space left on device"):
         second.fit(loader, max_epochs=2)
     monkeypatch.undo()
@@ -425,7 +506,9 @@ def test_unusable_folder_is_found_before_training(
         raise AssertionError
 
     (tmp_path / "file").touch()
-    with pytest.raises(CheckpointWriteError, match="Not a directory"):
+    with pytest.raises(
+        CheckpointWriteError, match=r"run\.json: cannot be used: (File exists|Not a)"
+    ):
         make_trainer(run_dir=tmp_path / "file", step=never).fit(loader)
     (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
     with pytest.raises(MetricsFileError, match="Is a directory"):
@@ -464,6 +547,249 @@ def test_error_of_a_step_arrives_untouched(
     assert stream.getvalue().endswith("left\x1b[K\n")
 
 
+def left_in_memory(run_dir: Path) -> list[str]:
+    """Return what a run has left in shared memory."""
+    run_id = json.loads((run_dir / "run.json").read_text("utf-8"))["run_id"]
+    name = memory_id(run_dir, run_id)
+    return [path.name for path in Path("/dev/shm").glob(f"mtf-*{name}*")]  # noqa: S108
+
+
+def test_error_of_a_step_loses_no_more_than_the_last_snapshot(
+    make_trainer: MakeTrainer, loader: DataLoader[Any], tmp_path: Path
+) -> None:
+    """The snapshot is brought to the disk, and shared memory given back."""
+    run = tmp_path / "run"
+    snapshot = SnapshotSettings(every_n_steps=2)
+
+    def step(trainer: GenericTrainer, batch: Any, batch_idx: int) -> Tensor:
+        if trainer.global_step == 4:
+            assert left_in_memory(run)
+            message = "mine"
+            raise RuntimeError(message)
+        return cross_entropy(trainer, batch, batch_idx)
+
+    with pytest.raises(RuntimeError, match="mine"):
+        make_trainer(step=step, snapshot=snapshot).fit(loader)
+
+    assert left_in_memory(run) == []
+    result = make_trainer(step=cross_entropy).fit(loader)
+    assert result.resumed_from is not None
+    assert result.resumed_from.name == "epoch_000_step_000003.ckpt"
+    assert result.global_step == 6
+
+
+def test_asynchronous_saves_are_waited_for(
+    make_trainer: MakeTrainer, loader: DataLoader[Any], tmp_path: Path
+) -> None:
+    """By the time fit returns its checkpoints are whole, and process and memory gone."""
+    trainer = make_trainer(checkpoint=CheckpointSettings(every_n_steps=2))
+
+    result = trainer.fit(loader, max_epochs=2)
+
+    assert result.checkpoint == tmp_path / "run/checkpoints/epoch_002_step_000012.ckpt"
+    assert result.checkpoint.is_file()
+    assert left_in_memory(tmp_path / "run") == []
+
+
+class Recorder:
+    """A tracker that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, Any]] = []
+
+    def log_metrics(self, values: Any, step: int) -> None:
+        self.told.append(("metrics", (step, sorted(values))))
+
+    def log_params(self, params: Any) -> None:
+        self.told.append(("params", params["seed"]))
+
+    def log_artifact(self, path: Path) -> None:
+        self.told.append(("artifact", path))
+
+    def rewind(self, step: int) -> None:
+        self.told.append(("rewind", step))
+
+    def close(self) -> None:
+        self.told.append(("close", None))
+
+
+def test_trackers_are_told_and_rewound(
+    make_trainer: MakeTrainer, data: TensorDataset, loader: DataLoader[Any]
+) -> None:
+    """Settings first, then each line; the step again where a run goes on; the end."""
+    first, second = Recorder(), Recorder()
+    make_trainer(parts={"trackers": [first]}, seed=3).fit(loader)
+    with make_trainer(parts={"trackers": [second]}, seed=3) as trainer:
+        trainer.fit(loader, max_epochs=2)
+        trainer.test(DataLoader(data, batch_size=20))
+
+    names = ["accuracy", "grad_norm", "loss", "lr", "samples"]
+    line = ["epoch", *(f"train/{name}" for name in names)]
+    assert first.told == [("params", 3), ("metrics", (6, line))]
+    assert second.told == [
+        ("rewind", 6),
+        ("metrics", (12, line)),
+        ("metrics", (12, ["test/accuracy", "test/loss"])),
+        ("close", None),
+    ]
+
+
+def test_predictions_come_in_order(
+    make_trainer: MakeTrainer, data: TensorDataset
+) -> None:
+    """Outputs of all batches, in evaluation mode, which is put back."""
+    trainer = make_trainer()
+    trainer.model.train()
+
+    batches = trainer.predict(DataLoader(data, batch_size=8))
+
+    assert trainer.model.training
+    trainer.model.eval()
+    with torch.no_grad():
+        expected = trainer.model(data.tensors[0])
+    torch.testing.assert_close(torch.cat(batches), expected)
+
+
+@pytest.mark.parametrize("kind", [list, dict])
+def test_predictions_take_the_first_of_a_batch(
+    make_trainer: MakeTrainer, data: TensorDataset, kind: type
+) -> None:
+    """What a mapping or a sequence holds first is what the model gets."""
+    x_ND = data.tensors[0]
+    rows: Any = [{"x": x} if kind is dict else [x, 0] for x in x_ND]
+
+    batches = make_trainer().predict(DataLoader(rows, batch_size=43))
+
+    assert [batch.shape for batch in batches] == [(43, 2)]
+
+
+def test_average_of_the_weights_is_what_is_evaluated(
+    make_trainer: MakeTrainer, data: TensorDataset, loader: DataLoader[Any]
+) -> None:
+    """Validation sees the averaged weights, and training goes on with its own."""
+    seen: list[Tensor] = []
+
+    def step(trainer: GenericTrainer, batch: Any, batch_idx: int) -> Tensor:
+        weight = next(iter(trainer.model.parameters())).detach().clone()
+        if not torch.is_grad_enabled():
+            seen.append(weight)
+        return cross_entropy(trainer, batch, batch_idx)
+
+    trainer = make_trainer(step=step, ema_decay=0.5)
+    val = DataLoader(data, batch_size=43)
+    trainer.fit(loader, val)
+    own = next(iter(trainer.model.parameters())).detach().clone()
+
+    trainer.validate(val)
+
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[0], own)
+    assert torch.equal(next(iter(trainer.model.parameters())), own)
+
+
+def test_label_smoothing_is_for_training_alone(
+    make_trainer: MakeTrainer, data: TensorDataset
+) -> None:
+    """The trainer's cross entropy smooths in training; a step without it is refused."""
+
+    def step(trainer: GenericTrainer, batch: Any, _: int) -> Tensor:
+        x_BD, y_B = batch
+        return trainer.cross_entropy(trainer.model(x_BD), y_B)
+
+    batches = DataLoader(data, batch_size=43)
+    plain = make_trainer(model=nn.Linear(4, 2), step=step)
+    before = plain.validate(batches)["loss"]
+    with pytest.raises(ValueError, match=r"label_smoothing is set.*cross_entropy"):
+        make_trainer(step=cross_entropy, label_smoothing=0.1).fit(batches)
+    rows: list[float] = []
+
+    class Notes:
+        def on_log(self, _: object, row: dict[str, float]) -> None:
+            rows.append(row["loss"])
+
+    smooth = make_trainer(
+        model=plain.model.module,
+        step=step,
+        label_smoothing=0.5,
+        parts={"callbacks": [Notes()]},
+    )
+    smooth.fit(batches, batches)
+
+    assert rows[0] != pytest.approx(before)
+    assert smooth.validate(batches)["loss"] == pytest.approx(rows[1])
+
+
+def test_flags_reach_torch(
+    make_trainer: MakeTrainer, loader: DataLoader[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deterministic algorithms for as long as fit runs; checkpointing by the model's own."""
+    deterministic: list[bool] = []
+
+    def step(trainer: GenericTrainer, batch: Any, batch_idx: int) -> Tensor:
+        deterministic.append(torch.are_deterministic_algorithms_enabled())
+        return cross_entropy(trainer, batch, batch_idx)
+
+    make_trainer(step=step, deterministic=True).fit(loader)
+    assert set(deterministic) == {True}
+    assert not torch.are_deterministic_algorithms_enabled()
+
+    class Checkpointed(nn.Linear):
+        enabled = False
+
+        def gradient_checkpointing_enable(self) -> None:
+            self.enabled = True
+
+    model = Checkpointed(4, 2)
+    make_trainer(model=model, gradient_checkpointing=True)
+    assert model.enabled
+    with pytest.raises(ValueError, match="Sequential has no gradient_checkpointing_enab"):
+        make_trainer(gradient_checkpointing=True)
+    compiled: list[object] = []
+
+    def compile_it(model: object) -> object:
+        compiled.append(model)
+        return model
+
+    monkeypatch.setattr(torch, "compile", compile_it)
+    make_trainer(compile=True)
+    assert len(compiled) == 1
+
+
+def test_trainer_is_built_from_a_config(fabric: Fabric, tmp_path: Path) -> None:
+    """Model, data, optimizer and scheduler by name; fit then needs no loaders."""
+    from mtf_trainer.registry import Registry, names, register  # noqa: PLC0415 - late
+
+    if "rows43" not in names("dataset"):
+
+        @register("dataset", "rows43")
+        def rows() -> TensorDataset:
+            x_BD = torch.randn(43, 4, generator=torch.Generator().manual_seed(5))
+            return TensorDataset(x_BD, (x_BD.sum(1) > 0).long())
+
+    config = {
+        "run_dir": str(tmp_path / "run"),
+        "model": {"type": "mlp", "in_features": 4, "hidden_size": 8, "num_classes": 2},
+        "data": {"dataset_name": "rows43", "batch_size": 8},
+        "optimizer": {"type": "adamw", "lr": 0.01},
+        "training": {"max_epochs": 2, "show_progress": False},
+        "checkpoint": {"asynchronous": False},
+    }
+    trainer = GenericTrainer.from_config(config, fabric)
+
+    assert trainer.fit().epoch == 2
+    assert Registry is not None
+    with pytest.raises(RegistryError, match="os:system"):
+        GenericTrainer.from_config({**config, "model": {"type": "os:system"}}, fabric)
+    with pytest.raises(TypeError, match="fit needs a train_loader"):
+        GenericTrainer(
+            trainer.config,
+            fabric,
+            nn.Linear(4, 2),
+            torch.optim.SGD(nn.Linear(4, 2).parameters()),
+            training_step=cross_entropy,
+        ).fit()
+
+
 def test_progress_goes_to_stderr_alone(
     make_trainer: MakeTrainer,
     data: TensorDataset,
@@ -481,23 +807,12 @@ def test_progress_goes_to_stderr_alone(
     out, err = capfd.readouterr()
     assert out == ""
     lines = err.splitlines()
-    assert lines[0] == "going on from epoch_001_step_000006.ckpt"
+    assert lines[0] == "going on from epoch_001_step_000006.ckpt, step 6"
     assert lines[1].startswith("epoch 2/2  loss 0.")
     assert lines[2].startswith("epoch 2/2 validation  loss 0.")
-    assert lines[3] == "going on from epoch_002_step_000012.ckpt"
+    assert lines[3] == "going on from epoch_002_step_000012.ckpt, step 12"
     assert lines[4] == (
-        "stopped after step 14; run again to go on from epoch_002_step_000012.ckpt"
-    )
-
-
-def test_stop_without_a_checkpoint_is_told(
-    make_trainer: MakeTrainer, loader: DataLoader[Any], capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A run stopped in its first epoch says that the next begins at the beginning."""
-    make_trainer(show_progress=True, step=stops_at(1)).fit(loader)
-
-    assert capsys.readouterr().err == (
-        "stopped after step 2; run again to go on from the beginning\n"
+        "stopped after step 13; run again to go on from epoch_002_step_000013.ckpt"
     )
 
 
@@ -575,21 +890,28 @@ def test_objects_set_up_before_are_taken(
 
 
 def test_what_cannot_be_continued_is_refused(tmp_path: Path, fabric: Fabric) -> None:
-    """Strategies and schedulers this version cannot save are refused when it is made."""
+    """Strategies and parts that cannot be saved are refused when it is made."""
     config = GenericTrainerConfig(run_dir=tmp_path)
     model = nn.Linear(4, 2)
     optimizer = torch.optim.SGD(model.parameters())
-    plateau: Any = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
-    several: Any = [optimizer]
+    no_optimizer: Any = ["sgd"]
 
-    with pytest.raises(ValueError, match="ReduceLROnPlateau is not supported"):
+    with pytest.raises(TypeError, match="there is none"):
+        GenericTrainer(config, fabric, model, [], training_step=cross_entropy)
+    with pytest.raises(TypeError, match=r"must be a torch\.optim\.Optimizer, not 'sgd'"):
+        GenericTrainer(config, fabric, model, no_optimizer, training_step=cross_entropy)
+    with pytest.raises(TypeError, match="scheduler must be a scheduler of torch"):
         GenericTrainer(
-            config, fabric, model, optimizer, plateau, training_step=cross_entropy
+            config, fabric, model, optimizer, "cosine", training_step=cross_entropy
         )
-    with pytest.raises(
-        TypeError, match=r"optimizer must be a torch\.optim\.Optimizer, not \["
-    ):
-        GenericTrainer(config, fabric, model, several, training_step=cross_entropy)
+    with pytest.raises(TypeError, match="model must be a torch"):
+        GenericTrainer(
+            config,
+            fabric,
+            torch.ones,  # type: ignore[arg-type]
+            optimizer,
+            training_step=cross_entropy,
+        )
     with pytest.raises(ValueError, match="not DataParallelStrategy"):
         GenericTrainer(
             config,

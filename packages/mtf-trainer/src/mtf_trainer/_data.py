@@ -1,23 +1,96 @@
-"""What the loop asks of loaders and batches."""
+"""What the loop asks of loaders and batches: a source, and how many samples there are."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import torch
 from lightning.fabric import Fabric
 from lightning.fabric.wrappers import is_wrapped
 from torch import Tensor
-from torch.utils.data import DataLoader
-from torch.utils.data.distributed import DistributedSampler
+from torch.utils.data import DataLoader, IterableDataset
 
-__all__ = ["count_samples", "generators", "num_batches", "set_epoch", "set_up"]
+from mtf_trainer._map_source import MapSource
+from mtf_trainer._multi_source import MultiSource, PartSource
+from mtf_trainer._reader import check_loader
+from mtf_trainer._source import Source
+from mtf_trainer._stream_source import StreamSource
+from mtf_trainer.multi_loader import MultiLoader
+
+__all__ = ["count_samples", "make_source"]
+
+
+def make_source(  # noqa: PLR0913 - each is one choice
+    fabric: Fabric,
+    loader: Any,
+    *,
+    seed: int,
+    accumulation: int,
+    num_samples: Callable[[Any], int],
+    skip_to_resume: bool = False,
+    training: bool = True,
+) -> Source:
+    """Return the source of what *loader* reads in this process of *fabric*.
+
+    The loader is looked at and not used; what Fabric did as it set it up is undone.
+
+    Args:
+        fabric: Launched.
+        loader: A `torch.utils.data.DataLoader` or a `MultiLoader`.
+        seed: With the epoch, it gives the order of samples; with epoch and index, what is
+            drawn for a sample.
+        accumulation: Batches of a process that make a window, which an optimizer step
+            follows.
+        num_samples: Counts the samples of a batch where the loader does not batch, so
+            that its data set gives whole batches. Elsewhere they are known.
+        skip_to_resume: Whether a stream that cannot say where it is is read again from
+            its beginning, and passed over what was used.
+        training: Whether a stream that cannot say where it is is refused otherwise.
+
+    Raises:
+        DataError: If the loader cannot be run exactly.
+        TypeError: If it is not a loader.
+    """
+    may_skip = skip_to_resume or not training
+    if isinstance(loader, MultiLoader):
+
+        def make(each: Any, own_seed: int) -> PartSource:
+            return _make_part(fabric, each, own_seed, 1, num_samples, may_skip=may_skip)
+
+        return MultiSource(loader, make, seed=seed, accumulation=accumulation)
+    return _make_part(fabric, loader, seed, accumulation, num_samples, may_skip=may_skip)
+
+
+def _make_part(
+    fabric: Fabric,
+    loader: Any,
+    seed: int,
+    accumulation: int,
+    num_samples: Callable[[Any], int],
+    *,
+    may_skip: bool,
+) -> PartSource:
+    if is_wrapped(loader):
+        loader = loader._dataloader  # noqa: SLF001
+    if not isinstance(loader, DataLoader):
+        kinds = "a torch.utils.data.DataLoader or a MultiLoader"
+        message = f"a loader must be {kinds}, not {type(loader).__name__}"
+        raise TypeError(message)
+    check_loader(loader)
+    common: dict[str, Any] = {
+        "seed": seed,
+        "accumulation": accumulation,
+        "num_samples": num_samples,
+    }
+    if isinstance(loader.dataset, IterableDataset):
+        return StreamSource(fabric, loader, skip_to_resume=may_skip, **common)
+    return MapSource(fabric, loader, **common)
 
 
 def count_samples(batch: object) -> int:
     """Return the length of the first dimension of the first tensor in *batch*, or 1.
 
+    >>> import torch
     >>> count_samples({"ids": ["a", "b"], "x_BD": torch.zeros(2, 5)})
     2
     """
@@ -37,48 +110,3 @@ def _first_length(value: object) -> int | None:
         if length is not None:
             return length
     return None
-
-
-def num_batches(loader: Any) -> int | None:
-    """Return how many batches *loader* says it has; None if it cannot say."""
-    try:
-        return len(loader)
-    except (TypeError, NotImplementedError):
-        return None
-
-
-def set_up(fabric: Fabric, loader: Any, seed: int) -> Any:
-    """Return *loader* as Fabric runs it; one that Fabric has set up is used as it is.
-
-    A shuffled order that Fabric spreads over processes follows from *seed* and epoch.
-    """
-    if is_wrapped(loader):
-        return loader
-    had_distributed = isinstance(getattr(loader, "sampler", None), DistributedSampler)
-    prepared = fabric.setup_dataloaders(loader)
-    sampler = getattr(prepared, "sampler", None)
-    if isinstance(sampler, DistributedSampler) and not had_distributed:
-        sampler.seed = seed
-    return prepared
-
-
-def set_epoch(loader: Any, epoch: int) -> None:
-    """Tell the samplers of *loader* which epoch comes, counted from 0."""
-    # Fabric's loader calls set_epoch itself as an iteration begins, with a count of its
-    # own that knows nothing of epochs before a restart.
-    loader._num_iter_calls = epoch  # noqa: SLF001
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    if callable(tell := getattr(batch_sampler, "set_epoch", None)):
-        tell(epoch)
-
-
-def generators(loader: DataLoader[Any]) -> list[torch.Generator]:
-    """Return the generators that *loader* and its samplers draw from, each once."""
-    owners = (
-        loader,
-        getattr(loader, "sampler", None),
-        getattr(getattr(loader, "batch_sampler", None), "sampler", None),
-    )
-    found = (getattr(owner, "generator", None) for owner in owners)
-    unique = {id(g): g for g in found if isinstance(g, torch.Generator)}
-    return list(unique.values())

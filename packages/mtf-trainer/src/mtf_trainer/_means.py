@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, Literal, cast
 
 import torch
 from lightning.fabric import Fabric
@@ -11,7 +11,9 @@ from torch import Tensor
 
 from mtf_trainer.metrics import RESERVED
 
-__all__ = ["Means"]
+__all__ = ["Average", "Means", "combine"]
+
+Average = Literal["samples", "loaders", "separate"]
 
 
 class Means:
@@ -35,12 +37,16 @@ class Means:
     ) -> None:
         """Count a batch; *others* may hold ``loss`` too, which is passed over.
 
+        A batch without samples counts for nothing, but its names are known then.
+
         Raises:
             TypeError: If another value is neither a number nor a tensor of one.
             ValueError: If another value's name is one that the stream of metrics uses.
         """
-        self._loss_sum.add_(loss.detach(), alpha=num_samples)
-        self.num_samples += num_samples
+        # A filler's loss counts for nothing, and nothing times NaN would be NaN.
+        if num_samples:
+            self._loss_sum.add_(loss.detach(), alpha=num_samples)
+            self.num_samples += num_samples
         if others is None:
             return
         for name, value in others.items():
@@ -50,9 +56,10 @@ class Means:
                 _check(name, value)
                 self._sums[name] = self._zero()
                 self._counts[name] = 0
-            number = value.detach() if isinstance(value, Tensor) else value
-            self._sums[name].add_(number, alpha=num_samples)
-            self._counts[name] += num_samples
+            if num_samples:
+                number = value.detach() if isinstance(value, Tensor) else value
+                self._sums[name].add_(number, alpha=num_samples)
+                self._counts[name] += num_samples
 
     def take(self) -> tuple[dict[str, float], dict[str, int]]:
         """Return means and sample counts by name, ``loss`` first, and start anew.
@@ -75,14 +82,76 @@ class Means:
             name: total / max(1, count)
             for name, total, count in zip(names, totals, num, strict=False)
         }
+        self._clear()
+        return means, dict(zip(names, num, strict=True))
+
+    def is_finite(self) -> bool:
+        """Tell whether this process's sum of losses is finite; waits for the device."""
+        return bool(torch.isfinite(self._loss_sum))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums and counts so far, as plain data and one tensor."""
+        sums = torch.stack([self._loss_sum, *self._sums.values()])
+        return {
+            "num_samples": self.num_samples,
+            "sums": sums,
+            "counts": dict(self._counts),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave; an empty mapping is the beginning."""
+        self._clear()
+        self.add_state_dict(state)
+
+    def add_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Count what another process's `state_dict` gave as well."""
+        if not state:
+            return
+        loss_sum, *sums = state["sums"].to(self._fabric.device)
+        self._loss_sum += loss_sum
+        self.num_samples += state["num_samples"]
+        for (name, count), total in zip(state["counts"].items(), sums, strict=True):
+            self._sums[name] = self._sums.get(name, self._zero()) + total
+            self._counts[name] = self._counts.get(name, 0) + count
+
+    def _clear(self) -> None:
         self._loss_sum = self._zero()
         self._sums.clear()
         self._counts.clear()
         self.num_samples = 0
-        return means, dict(zip(names, num, strict=True))
 
     def _zero(self) -> Tensor:
         return torch.zeros((), dtype=self._dtype, device=self._fabric.device)
+
+
+def combine(
+    means: Mapping[str, Means], average: Average = "samples"
+) -> tuple[dict[str, float], int]:
+    """Return the means over several loaders, and how many samples there are.
+
+    Every process must call it, with means of the same names.
+
+    Args:
+        means: By loader.
+        average: Whether each sample counts alike, or each loader; ``"separate"`` gives
+            the former, and those of each loader as ``<loader>/<name>`` too.
+    """
+    taken = {loader: means[loader].take() for loader in sorted(means)}
+    values: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    for each, samples in taken.values():
+        for name, mean in each.items():
+            share = 1 if average == "loaders" else samples[name]
+            values[name] = values.get(name, 0.0) + mean * share
+            counts[name] = counts.get(name, 0) + share
+    if len(taken) == 1:
+        ((values, _),) = taken.values()
+    else:
+        values = {name: total / max(1, counts[name]) for name, total in values.items()}
+    if average == "separate":
+        for loader, (each, _) in taken.items():
+            values |= {f"{loader}/{name}": mean for name, mean in each.items()}
+    return values, sum(samples["loss"] for _, samples in taken.values())
 
 
 def _check(name: object, value: object) -> None:

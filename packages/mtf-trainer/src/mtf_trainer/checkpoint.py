@@ -1,293 +1,373 @@
 """Checkpoints on disk: whole or absent, proven before an older one goes.
 
 A checkpoint ``epoch_005_step_001234.ckpt`` is what ``torch.save`` writes, and loads with
-plain ``torch.load(path, weights_only=True)``. Beside it lies its digest, in the form that
-``sha256sum -c`` checks. Both are written under another name in the same folder, brought
-to the disk, read back, and only then renamed; ``latest.ckpt`` is a relative link to the
-newest. Durability is what ``fsync`` of the file and of its folder give.
+plain ``torch.load(path, weights_only=True)`` unless it is encrypted. Beside it lies its
+digest, in the form that ``sha256sum -c`` checks; ``chain.jsonl`` has the certificates of
+all, and ``latest.ckpt`` is a relative link to the newest.
+
+`CheckpointManager` is what a training holds. Asynchronously, the content is copied once
+into shared memory, and a process of its own writes it from there, while training goes on.
 
 This module knows nothing of models: content is a dictionary of plain data and tensors.
-One process writes to a folder.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import pickle
-import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from types import TracebackType
+from typing import Any, Self
 
-import torch
-
+from mtf_trainer._background import Area, Background, StartWriter
+from mtf_trainer._backup import Backup
+from mtf_trainer._encryption import Keyring, generate_key, key_id_of
+from mtf_trainer._files import (
+    LATEST,
+    aside_of,
+    check_digest,
+    checkpoint_name,
+    checkpoints_in,
+    is_leftover,
+    load_content,
+    sync_folder,
+    writing,
+)
+from mtf_trainer._ledger import Ledger
+from mtf_trainer._save_schedule import SaveSchedule
+from mtf_trainer._saver import Saved, Saver
+from mtf_trainer._weights import LoadReport, load_weights
+from mtf_trainer.config import CheckpointSettings
 from mtf_trainer.errors import (
+    BackupError,
     CheckpointDamagedError,
     CheckpointWarning,
     CheckpointWriteError,
+    SnapshotError,
 )
 
-__all__ = ["LATEST", "CheckpointStore", "checkpoint_name"]
-
-LATEST = "latest.ckpt"
-
-_NAME = re.compile(r"epoch_(\d{3,})_step_(\d{6,})\.ckpt")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
-_ASIDE = re.compile(r"\.(epoch_\d+_step_\d+\.ckpt(\.sha256)?|latest\.ckpt)\.tmp")
-_CANNOT_SAVE = (OSError, RuntimeError, pickle.PicklingError, AttributeError, TypeError)
-
-
-def checkpoint_name(epoch: int, global_step: int) -> str:
-    """Return the file name after *epoch* epochs and *global_step* steps.
-
-    >>> checkpoint_name(5, 1234)
-    'epoch_005_step_001234.ckpt'
-    """
-    return f"epoch_{epoch:03d}_step_{global_step:06d}.ckpt"
+__all__ = [
+    "LATEST",
+    "CheckpointManager",
+    "LoadReport",
+    "SaveSchedule",
+    "Saved",
+    "Saver",
+    "checkpoint_name",
+    "generate_key",
+    "load_weights",
+]
 
 
-class CheckpointStore:
-    """The checkpoints of one run.
+class CheckpointManager:
+    """The checkpoints of one run, for the one process of it that saves.
 
     Args:
         folder: Where they lie; made by `prepare`.
-        keep_last_n: How many to keep, at least 1.
+        settings: When to keep, how to write, what to do when that fails.
+        area: Shared memory to copy into; by default one of its own, made when first
+            needed and given back by `close`.
+        start_writer: Makes the process that writes.
     """
 
-    def __init__(self, folder: Path, *, keep_last_n: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: CheckpointSettings,
+        *,
+        area: Area | None = None,
+        start_writer: StartWriter | None = None,
+    ) -> None:
         self._folder = folder
-        self._keep_last_n = keep_last_n
+        self._settings = settings
+        self._background: Background | None = None
+        if settings.asynchronous:
+            self._background = Background(folder, settings, area, start_writer)
+        self._parent: str | None = None
+        self._saver: Saver | None = None
+        self._finished: list[Saved] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def parent(self) -> str | None:
+        """Digest of the certificate that the next checkpoint descends from.
+
+        That of the last one saved or loaded.
+        """
+        return self._parent
 
     def prepare(self) -> None:
         """Make the folder, and delete what an interrupted write left in it.
 
+        A process that still writes there, left by a training that was killed, finishes
+        first.
+
         Raises:
             CheckpointWriteError: If the folder cannot be made or written to.
+            EncryptionError: If there are to be keys, and they cannot be used.
+            BackupError: If what the address of the back-up needs is not installed.
         """
+        Keyring.from_settings(self._settings)
+        self._backup()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            for path in self._folder.iterdir():
-                orphan = path.suffix == ".sha256" and _NAME.fullmatch(path.stem)
-                if _ASIDE.fullmatch(path.name) or (
-                    orphan and not path.with_suffix("").exists()
-                ):
-                    path.unlink()
-            probe = self._aside(LATEST)
-            probe.touch()
-            probe.unlink()
-            _sync_folder(self._folder.parent)
+            with writing(self._folder):
+                for path in self._folder.iterdir():
+                    if is_leftover(path):
+                        path.unlink()
+                probe = aside_of(self._folder / LATEST)
+                probe.touch()
+                probe.unlink()
+                Ledger(self._folder).cut()
+            sync_folder(self._folder.parent)
         except OSError as error:
             problem = f"checkpoints cannot be written here: {error.strerror or error}"
             raise CheckpointWriteError(self._folder, problem) from error
-
-    def list(self) -> list[Path]:
-        """Return the checkpoints in the folder, whole or not, newest first."""
-        if not self._folder.is_dir():
-            return []
-        named = [p for p in self._folder.iterdir() if _NAME.fullmatch(p.name)]
-        return sorted(named, key=_age, reverse=True)
-
-    def save(self, content: Mapping[str, Any], *, epoch: int, global_step: int) -> Path:
-        """Write *content*, prove it, link it, and delete what is too old.
-
-        Raises:
-            CheckpointWriteError: If any of it fails; the older ones are all there then.
-        """
-        path = self._folder / checkpoint_name(epoch, global_step)
-        digest_path = _digest_path(path)
-        asides = [self._aside(p.name) for p in (path, digest_path)]
-        try:
-            for aside in asides:
-                aside.unlink(missing_ok=True)
-            with _create(asides[0]) as file:
-                hashing = _HashingFile(file)
-                torch.save(dict(content), cast(BinaryIO, hashing))
-                _flush(file)
-            digest = hashing.hexdigest()
-            _prove(asides[0], digest)
-            with _create(asides[1]) as file:
-                file.write(f"{digest}  {path.name}\n".encode())
-                _flush(file)
-            asides[1].replace(digest_path)
-            asides[0].replace(path)
-            _sync_folder(self._folder)
-            self._link(path.name)
-        except _CANNOT_SAVE as error:
-            for aside in asides:
-                _delete(aside)
-            raise CheckpointWriteError(path, _why_not_written(error)) from error
-        self._delete_old(path)
-        return path
+        if self._background is not None:
+            self._background.prepare()
 
     def load(self, path: Path) -> dict[str, Any]:
         """Return the content of *path*, its tensors on the CPU. Runs no code from it.
 
+        What is saved next descends from it. A write under way is waited for first.
+
         Raises:
             CheckpointDamagedError: If it is not what was written, or cannot be read.
+            EncryptionError: If it is encrypted, and the key is not at hand.
+            CheckpointWriteError: If the write under way failed, and that is to stop.
+            BackupError: The same of its copy.
         """
-        try:
-            _check_digest(path)
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except OSError as error:
-            problem = f"cannot be read: {error.strerror or error}"
-            raise CheckpointDamagedError(path, problem) from error
-        except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-            problem = f"cannot be loaded as plain data: {_first_line(error)}"
-            raise CheckpointDamagedError(path, problem) from error
-        if not isinstance(content, dict):
-            raise CheckpointDamagedError(path, "holds no dictionary")
+        self._settle()
+        content = self._load(path)
+        self._descend_from(content)
         return content
 
     def load_newest(self) -> tuple[Path, dict[str, Any]] | None:
         """Return the newest whole checkpoint; None if there are none at all.
 
-        Damaged ones are passed over, each with a `CheckpointWarning` that names it.
+        Damaged ones are passed over, each with a `CheckpointWarning` that names it. If
+        none in the folder is good, the newest good copy at the back-up address is
+        brought back into it. What is saved next descends from what is returned.
 
         Raises:
             CheckpointDamagedError: If there are checkpoints, and all are damaged: to
                 start anew then would waste what might be repaired.
+            EncryptionError: If the newest is encrypted, and the key is not at hand.
+            CheckpointWriteError: If the write under way failed, and that is to stop; if
+                a copy cannot be brought back.
+            BackupError: If the copies cannot be listed; if the write under way was not
+                copied, and that is to stop.
         """
+        self._settle()
         paths = self.list()
-        for path in paths:
-            try:
-                return path, self.load(path)
-            except CheckpointDamagedError as error:
-                message = f"passed over a damaged checkpoint: {error}"
-                warnings.warn(message, CheckpointWarning, stacklevel=2)
-        if paths:
+        found = self._newest_here(paths) or self._newest_copy()
+        if found is None and paths:
             problem = (
                 f"none of its {len(paths)} checkpoints can be used; "
                 "repair one, or move them away to start from the beginning"
             )
             raise CheckpointDamagedError(self._folder, problem)
+        self._descend_from({} if found is None else found[1])
+        return found
+
+    def save(
+        self,
+        content: Mapping[str, Any],
+        *,
+        epoch: int,
+        global_step: int,
+        metrics: Mapping[str, float],
+        wait: bool = False,
+    ) -> None:
+        """Write *content*; asynchronously, copy it and return.
+
+        One write is under way at most: another is waited for first. `poll` and `wait`
+        return what was saved.
+
+        Args:
+            content: Plain data and tensors, with string keys. It may be changed as soon
+                as this returns.
+            epoch: Epochs finished.
+            global_step: Optimizer steps taken.
+            metrics: The last ones.
+            wait: Whether to return only once it is written and proven.
+
+        Raises:
+            CheckpointWriteError: If it, or the write that was under way, failed and that
+                is to stop; the older checkpoints are there then.
+            BackupError: If it could not be copied, and that is to stop; the checkpoint
+                is there then.
+        """
+        self._settle()
+        # A process that is still to be started would only keep a caller who waits.
+        ready = self._background is not None and self._background.is_started
+        if (ready or not wait) and self._submit(content, epoch, global_step, metrics):
+            if wait:
+                self._settle()
+            return
+        try:
+            if self._saver is None or self._background is not None:
+                self._saver = Saver(self._folder, self._settings, parent=self._parent)
+            result: Saved | CheckpointWriteError = self._saver.save(
+                content, epoch=epoch, global_step=global_step, metrics=metrics
+            )
+        except CheckpointWriteError as error:
+            result = error
+        self._take([result])
+
+    def poll(self) -> list[Saved]:
+        """Return what was saved since this, or `wait`, last told; waits for nothing.
+
+        Raises:
+            CheckpointWriteError: If a write failed, and that is to stop.
+            BackupError: If a copy could not be made, and that is to stop.
+        """
+        self._settle(wait=False)
+        saved, self._finished = self._finished, []
+        return saved
+
+    def wait(self) -> list[Saved]:
+        """Wait until nothing is being written, and return what `poll` would.
+
+        Raises:
+            CheckpointWriteError: If a write failed, and that is to stop.
+            BackupError: If a copy could not be made, and that is to stop.
+        """
+        self._settle()
+        saved, self._finished = self._finished, []
+        return saved
+
+    def close(self) -> None:
+        """Finish what is being written, and give back process and memory.
+
+        Raises:
+            CheckpointWriteError: If a write failed, and that is to stop.
+            BackupError: If a copy could not be made, and that is to stop.
+        """
+        try:
+            self._settle()
+        finally:
+            if self._background is not None:
+                self._background.close()
+
+    def _load(self, path: Path) -> dict[str, Any]:
+        try:
+            check_digest(path)
+            is_plain = key_id_of(path) is None
+        except OSError as error:
+            problem = f"cannot be read: {error.strerror or error}"
+            raise CheckpointDamagedError(path, problem) from error
+        keys = Keyring.from_settings(self._settings)
+        if is_plain and keys is not None:
+            message = f"{path}: is not encrypted, though there are keys"
+            warnings.warn(message, CheckpointWarning, stacklevel=4)
+        return load_content(path, keys)
+
+    def _newest_here(self, paths: list[Path]) -> tuple[Path, dict[str, Any]] | None:
+        for path in paths:
+            try:
+                return path, self._load(path)
+            except CheckpointDamagedError as error:
+                message = f"passed over a damaged checkpoint: {error}"
+                warnings.warn(message, CheckpointWarning, stacklevel=3)
         return None
 
-    def _aside(self, name: str) -> Path:
-        return self._folder / f".{name}.tmp"
+    def _newest_copy(self) -> tuple[Path, dict[str, Any]] | None:
+        backup = self._backup()
+        if backup is None:
+            return None
+        names = backup.names()
+        for name in names:
+            try:
+                path = backup.fetch(name)
+                content = self._load(path)
+            except (BackupError, CheckpointDamagedError) as error:
+                message = f"passed over a copy: {error}"
+                warnings.warn(message, CheckpointWarning, stacklevel=3)
+            else:
+                message = f"{path} was brought back from the back-up"
+                warnings.warn(message, CheckpointWarning, stacklevel=3)
+                return path, content
+        if names:
+            message = f"none of the {len(names)} copies at the back-up can be used"
+            raise BackupError(message)
+        return None
 
-    def _link(self, name: str) -> None:
-        aside = self._aside(LATEST)
-        aside.unlink(missing_ok=True)
-        aside.symlink_to(name)
+    def _backup(self) -> Backup | None:
+        url = self._settings.backup_url
+        return None if url is None else Backup(url, self._folder)
+
+    def _descend_from(self, content: Mapping[str, Any]) -> None:
+        certificate = content.get("certificate")
+        parent = certificate.get("digest") if isinstance(certificate, dict) else None
+        self._parent = parent if isinstance(parent, str) else None
+        self._saver = None
+        if self._background is not None:
+            self._background.end_writer()
+
+    def _submit(
+        self,
+        content: Mapping[str, Any],
+        epoch: int,
+        global_step: int,
+        metrics: Mapping[str, float],
+    ) -> bool:
+        """Begin to write; tell whether shared memory could be used."""
+        if self._background is None:
+            return False
         try:
-            aside.replace(self._folder / LATEST)
-        except OSError:
-            aside.unlink()
-            raise
-        _sync_folder(self._folder)
+            self._background.submit(
+                content,
+                epoch=epoch,
+                global_step=global_step,
+                metrics=metrics,
+                parent=self._parent,
+            )
+        except SnapshotError as error:
+            self._background.close()
+            self._background = None
+            message = f"training waits for checkpoints to be written from now on: {error}"
+            warnings.warn(message, CheckpointWarning, stacklevel=3)
+            return False
+        except TypeError as error:
+            path = self._folder / checkpoint_name(epoch, global_step)
+            problem = f"cannot be written: {error}"
+            self._take([CheckpointWriteError(path, problem)])
+        return True
 
-    def _delete_old(self, newest: Path) -> None:
-        """Delete all but the last few up to *newest*; never one of a later age."""
-        older = [path for path in self.list() if _age(path) < _age(newest)]
-        for path in older[self._keep_last_n - 1 :]:
-            # The digest goes last: without its checkpoint it is a leftover, whereas
-            # a checkpoint without its digest would look damaged.
-            for victim in (path, _digest_path(path)):
-                if not _delete(victim):
-                    message = f"{victim}: could not be deleted"
-                    warnings.warn(message, CheckpointWarning, stacklevel=3)
-                    break
+    def _settle(self, *, wait: bool = True) -> None:
+        """Take what came of the write under way."""
+        if self._background is not None:
+            self._take(self._background.results(wait=wait))
 
+    def _take(self, results: list[Saved | CheckpointWriteError]) -> None:
+        """Take note of what was saved, and tell what was not, as the settings say."""
+        problems: list[CheckpointWriteError | BackupError] = []
+        for result in results:
+            if isinstance(result, CheckpointWriteError):
+                problems.append(result)
+                continue
+            self._finished.append(result)
+            self._parent = result.digest
+            if result.backup_problem is not None:
+                problems.append(BackupError(result.backup_problem))
+            for message in result.warnings:
+                warnings.warn(message, CheckpointWarning, stacklevel=4)
+        for problem in problems:
+            if self._settings.on_write_error == "stop":
+                raise problem
+            warnings.warn(str(problem), CheckpointWarning, stacklevel=4)
 
-class _HashingFile:
-    """Passes bytes on to a file, and digests them on the way."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._sha256 = hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        self._sha256.update(data)
-        return self._file.write(data)
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def hexdigest(self) -> str:
-        return self._sha256.hexdigest()
-
-
-def _age(path: Path) -> tuple[int, int]:
-    epoch, step = re.findall(r"\d+", path.name)
-    return int(epoch), int(step)
-
-
-def _digest_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}.sha256")
-
-
-def _create(path: Path) -> BinaryIO:
-    """Open a new file: never one, or a link, that is already there."""
-    return path.open("xb")
-
-
-def _flush(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _delete(path: Path) -> bool:
-    """Delete *path*, and tell whether it is gone."""
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:
-        return False
-    return True
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _prove(path: Path, digest: str) -> None:
-    """Read back what was written, as a later process will."""
-    if _sha256(path) != digest:
-        message = "reads back other bytes than were written"
-        raise OSError(message)
-    try:
-        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        message = f"holds more than plain data: {_first_line(error)}"
-        raise TypeError(message) from error
-
-
-def _check_digest(path: Path) -> None:
-    if not path.is_file():
-        raise CheckpointDamagedError(path, "is not a file")
-    if path.stat().st_size == 0:
-        raise CheckpointDamagedError(path, "is empty")
-    beside = _digest_path(path)
-    if not beside.is_file():
-        raise CheckpointDamagedError(path, f"its digest {beside.name} is missing")
-    recorded = beside.read_text("utf-8", errors="replace").partition(" ")[0]
-    if not _DIGEST.fullmatch(recorded):
-        raise CheckpointDamagedError(path, f"its digest {beside.name} is damaged")
-    found = _sha256(path)
-    if found != recorded:
-        problem = f"its sha256 is {found}, and {beside.name} says {recorded}"
-        raise CheckpointDamagedError(path, problem)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
-
-
-def _why_not_written(error: BaseException) -> str:
-    # torch's writer reports its own trouble in place of the file's: look behind it.
-    cause = error.__cause__ or error.__context__
-    if not isinstance(error, OSError) and isinstance(cause, OSError):
-        error = cause
-    if isinstance(error, OSError) and error.strerror:
-        return f"cannot be written: {error.strerror}"
-    return f"cannot be written: {_first_line(error)}"
+    def list(self) -> list[Path]:
+        """Return the checkpoints in the folder, whole or not, newest first."""
+        return checkpoints_in(self._folder)

@@ -7,7 +7,15 @@
     * CheckpointMismatchError       it is whole, and belongs to another model or run
     * CheckpointVersionError        a version of this package that we do not know wrote it
   * MetricsFileError                ``metrics.jsonl`` cannot be opened or written
-  * LoaderLengthError               a loader gave fewer batches than its ``len`` said
+  * DataError                       a loader cannot be run exactly, or ended too early
+  * SnapshotError                   shared memory cannot be used, or holds another's data
+  * EncryptionError                 a key is missing, malformed, or the wrong one
+  * BackupError                     a copy could not be made or read at its address
+  * CallbackError                   has ``callback`` and ``phase``; its cause is the error
+  * RankError                       has ``rank``; what another process failed with
+  * RegistryError                   no such component; a module that is not listed
+  * DivergenceError                 has ``step``; the loss or the gradients went wrong
+  * VerificationError               a chain of checkpoints is not whole
   * NothingToResumeError            this trainer has trained, and no checkpoint is left
   * IllegalTransitionError          the loop took a step its table of phases forbids
 
@@ -23,17 +31,25 @@ from __future__ import annotations
 from pathlib import Path
 
 __all__ = [
+    "BackupError",
+    "CallbackError",
     "CheckpointDamagedError",
     "CheckpointError",
     "CheckpointMismatchError",
     "CheckpointVersionError",
     "CheckpointWarning",
     "CheckpointWriteError",
+    "DataError",
+    "DivergenceError",
+    "EncryptionError",
     "IllegalTransitionError",
-    "LoaderLengthError",
     "MetricsFileError",
     "MtfTrainerError",
     "NothingToResumeError",
+    "RankError",
+    "RegistryError",
+    "SnapshotError",
+    "VerificationError",
 ]
 
 
@@ -99,8 +115,76 @@ class MetricsFileError(MtfTrainerError):
         return type(self), (self.path, self.problem)
 
 
-class LoaderLengthError(MtfTrainerError):
-    """A loader gave fewer batches than its ``len`` said, in a distributed run."""
+class DataError(MtfTrainerError):
+    """A loader cannot be run exactly as it is, or ended before it should."""
+
+
+class SnapshotError(MtfTrainerError):
+    """Shared memory cannot be used, or what lies there is damaged or another's."""
+
+
+class EncryptionError(MtfTrainerError):
+    """A key is missing or malformed, or is not the one that encrypted."""
+
+
+class BackupError(MtfTrainerError):
+    """A checkpoint could not be copied to, or read from, its back-up address."""
+
+
+class CallbackError(MtfTrainerError):
+    """A callback or tracker raised; the error is ``__cause__``.
+
+    Args:
+        callback: Its class.
+        phase: The phase in which it was called.
+        problem: What it raised.
+    """
+
+    def __init__(self, callback: str, phase: str, problem: str) -> None:
+        super().__init__(f"callback {callback} failed in {phase}: {problem}")
+        self.callback = callback
+        self.phase = phase
+        self.problem = problem
+
+    def __reduce__(self) -> tuple[type[CallbackError], tuple[str, str, str]]:
+        return type(self), (self.callback, self.phase, self.problem)
+
+
+class RankError(MtfTrainerError):
+    """Process *rank* failed, so this one stops too.
+
+    Args:
+        rank: The process that failed first.
+        told: Its traceback.
+    """
+
+    def __init__(self, rank: int, told: str) -> None:
+        super().__init__(f"process {rank} failed:\n{told}")
+        self.rank = rank
+        self.told = told
+
+    def __reduce__(self) -> tuple[type[RankError], tuple[int, str]]:
+        return type(self), (self.rank, self.told)
+
+
+class RegistryError(MtfTrainerError):
+    """A component's name is unknown, or its module is not one the project lists."""
+
+
+class DivergenceError(MtfTrainerError):
+    """Training went wrong at optimizer step *step*: see *problem*."""
+
+    def __init__(self, step: int, problem: str) -> None:
+        super().__init__(f"step {step}: {problem}")
+        self.step = step
+        self.problem = problem
+
+    def __reduce__(self) -> tuple[type[DivergenceError], tuple[int, str]]:
+        return type(self), (self.step, self.problem)
+
+
+class VerificationError(MtfTrainerError):
+    """A checkpoint is not what its certificate says, or the chain has a gap."""
 
 
 class NothingToResumeError(MtfTrainerError):

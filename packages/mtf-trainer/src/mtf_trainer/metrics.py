@@ -79,7 +79,8 @@ class MetricsWriter:
     Args:
         path: The file; its folder must exist.
         keep_bytes: What follows is cut off: the file's size at the checkpoint a run
-            goes on from, 0 for a new run. A shorter file stays as it is.
+            goes on from, 0 for a new run. Of a shorter file the whole lines stay, and
+            `missing_bytes` says what is not there.
 
     Raises:
         MetricsFileError: If the file cannot be opened, cut or written.
@@ -93,7 +94,11 @@ class MetricsWriter:
         except OSError as error:
             raise self._failure(error, "opened") from error
         try:
-            if os.fstat(self._fd).st_size > keep_bytes:
+            self.missing_bytes = max(0, keep_bytes - self.size())
+            if self.missing_bytes:
+                # A stump of a line must not become the beginning of another.
+                keep_bytes = path.read_bytes().rfind(b"\n") + 1
+            if self.size() > keep_bytes:
                 os.ftruncate(self._fd, keep_bytes)
         except OSError as error:
             os.close(self._fd)
@@ -141,6 +146,21 @@ class MetricsWriter:
         except OSError as error:
             raise self._failure(error, "written") from error
         return os.fstat(self._fd).st_size
+
+    def size(self) -> int:
+        """Return the file's size in bytes, of which the last may not be on the disk."""
+        return os.fstat(self._fd).st_size
+
+    def cut(self, size_bytes: int) -> None:
+        """Take back the lines behind the first *size_bytes*.
+
+        Raises:
+            MetricsFileError: If that fails.
+        """
+        try:
+            os.ftruncate(self._fd, min(size_bytes, self.size()))
+        except OSError as error:
+            raise self._failure(error, "cut to length") from error
 
     def close(self) -> None:
         """Close the file; again is harmless."""

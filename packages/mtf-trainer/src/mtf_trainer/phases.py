@@ -1,7 +1,10 @@
 """The phases of a training run, and which may follow which.
 
-The loop enters each phase through one method, which looks the step up here; between
-two phases lies a safe point. This module knows nothing of models, data or files.
+The loop enters each phase at one place, and looks the step up here; between two phases
+lies a safe point, where the run can be saved exactly. One edge is passed on: a graph of
+autograd cannot be saved, so a run that is asked to stop between TRAIN_BATCH_FORWARD and
+TRAIN_BATCH_BACKWARD does so behind the latter. This module knows nothing of models, data
+or files.
 
 With validation and gradient accumulation, one epoch reads::
 
@@ -51,11 +54,7 @@ TRANSITIONS: Mapping[Phase, frozenset[Phase]] = MappingProxyType(
     {
         Phase.INIT: frozenset({Phase.TRAIN_START_EPOCH, Phase.TRAINING_COMPLETE}),
         Phase.TRAIN_START_EPOCH: frozenset({Phase.TRAIN_BATCH_LOAD}),
-        # A loader is known to be empty only when asked: that may leave gradients of a
-        # short last window (an optimizer step), or nothing more to train.
-        Phase.TRAIN_BATCH_LOAD: frozenset(
-            {Phase.TRAIN_BATCH_FORWARD, Phase.TRAIN_BATCH_OPTIM_STEP, *_AFTER_TRAINING}
-        ),
+        Phase.TRAIN_BATCH_LOAD: frozenset({Phase.TRAIN_BATCH_FORWARD}),
         Phase.TRAIN_BATCH_FORWARD: frozenset({Phase.TRAIN_BATCH_BACKWARD}),
         Phase.TRAIN_BATCH_BACKWARD: frozenset(
             {Phase.TRAIN_BATCH_OPTIM_STEP, Phase.TRAIN_BATCH_END}
@@ -67,9 +66,9 @@ TRANSITIONS: Mapping[Phase, frozenset[Phase]] = MappingProxyType(
         Phase.TRAIN_BATCH_END: frozenset({Phase.TRAIN_BATCH_LOAD, *_AFTER_TRAINING}),
         Phase.SCHEDULER_EPOCH_STEP: frozenset({Phase.VAL_START_EPOCH, Phase.EPOCH_END}),
         Phase.VAL_START_EPOCH: frozenset({Phase.VAL_BATCH_LOAD}),
-        Phase.VAL_BATCH_LOAD: frozenset({Phase.VAL_BATCH_FORWARD, Phase.EPOCH_END}),
+        Phase.VAL_BATCH_LOAD: frozenset({Phase.VAL_BATCH_FORWARD}),
         Phase.VAL_BATCH_FORWARD: frozenset({Phase.VAL_BATCH_END}),
-        Phase.VAL_BATCH_END: frozenset({Phase.VAL_BATCH_LOAD}),
+        Phase.VAL_BATCH_END: frozenset({Phase.VAL_BATCH_LOAD, Phase.EPOCH_END}),
         Phase.EPOCH_END: frozenset({Phase.TRAIN_START_EPOCH, Phase.TRAINING_COMPLETE}),
         Phase.TRAINING_COMPLETE: frozenset(),
     }

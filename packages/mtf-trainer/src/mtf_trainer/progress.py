@@ -59,11 +59,11 @@ class Progress:
         self._open_line = False
         self.begin("", None)
 
-    def begin(self, label: str, num_batches: int | None) -> None:
-        """Start a part of *num_batches*, None if that is not known."""
+    def begin(self, label: str, num_batches: int | None, done: int = 0) -> None:
+        """Start a part of *num_batches*, None if not known, of which *done* are done."""
         self._label = label
         self._total = num_batches
-        self._done = 0
+        self._done = self._before = done
         self._samples = 0
         self._started = self._clock()
         self._due = self._started + self._interval
@@ -109,7 +109,8 @@ class Progress:
             parts.append(f"loss {self.loss:.4g}")
         parts.append(self._rate(elapsed))
         if self._total:
-            left = elapsed / self._done * max(0, self._total - self._done)
+            per_batch = elapsed / (self._done - self._before)
+            left = per_batch * max(0, self._total - self._done)
             parts.append(f"{format_seconds(left)} left")
         return "  ".join(part for part in parts if part)
 

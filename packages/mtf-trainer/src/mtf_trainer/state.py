@@ -1,9 +1,12 @@
 """Where a run stands, as plain data that loads without running any code.
 
-`ResumeState` names the phase about to begin and the streams of random numbers there.
-Its plain form holds dictionaries, lists, numbers, strings, ``None`` and tensors only,
-so that ``torch.load(..., weights_only=True)`` reads it back. In this version it
-describes the edge of an epoch; nothing inside one.
+`ResumeState` names the phase about to begin, what of the epoch is done, and the streams
+of random numbers there. Its plain form holds dictionaries, lists, numbers, strings,
+``None`` and tensors only, so that ``torch.load(..., weights_only=True)`` reads it back.
+
+What each process has for itself (streams, cursors, sums, half gathered gradients) is a
+`LocalState`; a checkpoint has one for each rank. What is the same in all processes is in
+the `ResumeState`'s own fields.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Self
 
@@ -19,9 +22,17 @@ import torch
 
 from mtf_trainer.phases import Phase
 
-__all__ = ["STATE_VERSION", "RNGState", "ResumeState", "UnknownVersionError"]
+__all__ = [
+    "STATE_VERSION",
+    "LocalState",
+    "RNGState",
+    "ResumeState",
+    "TrainMicroState",
+    "UnknownVersionError",
+    "ValMicroState",
+]
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 _LEGACY_SEEDS = 2**32
 
@@ -84,6 +95,15 @@ class RNGState:
         if self.cuda and len(self.cuda) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(list(self.cuda))
 
+    @classmethod
+    def seeded(cls, seed: int) -> Self:
+        """Return the streams that `seed` would start, and leave this process's alone."""
+        before = cls.capture()
+        cls.seed(seed)
+        streams = cls.capture()
+        before.restore()
+        return streams
+
     @staticmethod
     def seed(seed: int) -> None:
         """Start every stream of this process from *seed*."""
@@ -128,14 +148,104 @@ class RNGState:
         return state
 
 
+@dataclass(kw_only=True, slots=True)
+class TrainMicroState:
+    """What of an epoch's training is done: the same in all processes.
+
+    Args:
+        batch_idx: Micro-batches whose gradients each process has gathered.
+        window_batches: Those of them in the optimizer step that is not taken yet.
+        closes_window: Whether the last of them ended its window.
+        is_last: Whether the last of them was the epoch's last.
+        stepped: Whether the optimizer step of that window is done.
+        optimizers: Indices of the optimizers that the open window is for.
+        epoch_sums: By name, the sum of a metric over the epoch's lines so far, and the
+            number of samples in it.
+    """
+
+    batch_idx: int = 0
+    window_batches: int = 0
+    closes_window: bool = False
+    is_last: bool = False
+    stepped: bool = False
+    optimizers: list[int] = field(default_factory=list)
+    epoch_sums: dict[str, list[float]] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True, slots=True)
+class ValMicroState:
+    """What of a validation is done: the same in all processes.
+
+    Args:
+        batch_idx: Micro-batches that each process has evaluated.
+        is_last: Whether the last of them ended it.
+    """
+
+    batch_idx: int = 0
+    is_last: bool = False
+
+
+@dataclass(kw_only=True, slots=True)
+class LocalState:
+    """What one process has for itself.
+
+    Args:
+        rng: Its random streams.
+        train_cursor: Place in the training data behind the last batch used; None at the
+            beginning of an epoch.
+        val_cursor: The same of the validation data.
+        window_samples: Samples of this process in the open window.
+        window_unit: What its first batch made the unit of weight.
+        grad_norm: That of the last optimizer step, where it is still to be written.
+        train_means: As `Means.state_dict` gives it.
+        val_means: By loader.
+        grads: Gradients by name of the parameter, in the middle of a window; else None.
+        ddp: What DDP keeps for itself, as `_comm_hooks.ddp_state` gives it; else None.
+        comm: State of the gradients' communication hook; else None.
+    """
+
+    rng: RNGState
+    train_cursor: dict[str, Any] | None = None
+    val_cursor: dict[str, Any] | None = None
+    window_samples: int = 0
+    window_unit: int = 1
+    grad_norm: float | None = None
+    train_means: dict[str, Any] = field(default_factory=dict)
+    val_means: dict[str, dict[str, Any]] = field(default_factory=dict)
+    grads: dict[str, torch.Tensor] | None = None
+    ddp: dict[str, Any] | None = None
+    comm: dict[str, Any] | None = None
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return plain data that `from_plain` reads."""
+        plain = {name: getattr(self, name) for name in self.__slots__}
+        plain["rng"] = self.rng.to_plain()
+        return plain
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> Self:
+        """Rebuild what `to_plain` gave.
+
+        Raises:
+            ValueError: If *plain* is not of that form.
+        """
+        try:
+            return cls(**{**plain, "rng": RNGState.from_plain(plain["rng"])})
+        except (KeyError, TypeError) as error:
+            message = f"not the state of a process: {error!r}"
+            raise ValueError(message) from error
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResumeState:
-    """Where a run stands.
+    """Where a run stands, at a safe point.
 
     Args:
         phase: The phase about to begin.
         epoch: Epochs finished.
         global_step: Optimizer steps taken.
+        train: What of this epoch's training is done.
+        val: What of this epoch's validation is done; None outside a validation.
         rng: The random streams of each process, by rank.
         timestamp: When it was taken, ISO 8601 in UTC.
         version: The version of this form.
@@ -144,34 +254,32 @@ class ResumeState:
     phase: Phase
     epoch: int
     global_step: int
+    train: TrainMicroState
+    val: ValMicroState | None
     rng: tuple[RNGState, ...]
     timestamp: str
     version: int = STATE_VERSION
 
-    @classmethod
-    def now(
-        cls, *, phase: Phase, epoch: int, global_step: int, rng: tuple[RNGState, ...]
-    ) -> Self:
-        """Return a state stamped with the present time."""
-        stamp = datetime.now(UTC).isoformat(timespec="seconds")
-        return cls(
-            phase=phase, epoch=epoch, global_step=global_step, rng=rng, timestamp=stamp
-        )
+    @staticmethod
+    def now() -> str:
+        """Return the time stamp of the present."""
+        return datetime.now(UTC).isoformat(timespec="seconds")
 
     def to_plain(self) -> dict[str, Any]:
-        """Return plain data that `from_plain` reads."""
+        """Return plain data that `from_plain` reads, without the random streams."""
         return {
             "version": self.version,
             "phase": str(self.phase),
             "epoch": self.epoch,
             "global_step": self.global_step,
-            "rng": [state.to_plain() for state in self.rng],
+            "train": asdict(self.train),
+            "val": None if self.val is None else asdict(self.val),
             "timestamp": self.timestamp,
         }
 
     @classmethod
-    def from_plain(cls, plain: Mapping[str, Any]) -> Self:
-        """Rebuild what `to_plain` gave.
+    def from_plain(cls, plain: Mapping[str, Any], rng: tuple[RNGState, ...] = ()) -> Self:
+        """Rebuild what `to_plain` gave, with the random streams from elsewhere.
 
         Raises:
             UnknownVersionError: If another version of this form was written.
@@ -189,7 +297,9 @@ class ResumeState:
                 phase=Phase(plain["phase"]),
                 epoch=int(plain["epoch"]),
                 global_step=int(plain["global_step"]),
-                rng=tuple(RNGState.from_plain(state) for state in plain["rng"]),
+                train=TrainMicroState(**plain["train"]),
+                val=None if plain["val"] is None else ValMicroState(**plain["val"]),
+                rng=rng,
                 timestamp=str(plain["timestamp"]),
             )
         except (KeyError, TypeError) as error:

@@ -2,79 +2,100 @@
 
 `GenericTrainer` drives a model through the phases of `mtf_trainer.phases` with the calls
 of Lightning Fabric, writes ``metrics.jsonl`` and checkpoints into one folder, and goes on
-from the newest good checkpoint there. It knows nothing of configs, registries or
-launchers: it takes plain objects.
+from the newest good checkpoint there, or from a newer snapshot in shared memory. It knows
+nothing of launchers: it takes plain objects.
 
-What it holds to in this version: a run goes on from the end of the last epoch that has a
-checkpoint; what was done after it is done again. Continuing inside an epoch is not in it.
+What it holds to: a run that is stopped at any safe points, any number of times, ends with
+the same weights, optimizer, streams of random numbers, order of samples and metrics as
+one that never was.
 """
 
 from __future__ import annotations
 
+import os
 import sys
-import warnings
-from collections.abc import Callable
-from contextlib import ExitStack
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import Any, Self, cast
 
+import torch
 from lightning.fabric import Fabric
 from lightning.fabric.strategies.ddp import DDPStrategy
 from lightning.fabric.strategies.single_device import SingleDeviceStrategy
 from lightning.fabric.wrappers import is_wrapped
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
-from torch.utils.data import DataLoader
 
-from mtf_trainer import _data
-from mtf_trainer._distributed import StopAgreement, gather, on_rank_zero
-from mtf_trainer._loop import EpochLoop, StepResult
-from mtf_trainer._means import Means
-from mtf_trainer._run import Run, Window
+from mtf_trainer import _comm_hooks, _data
+from mtf_trainer._agreement import StopAgreement
+from mtf_trainer._capture import Objects
+from mtf_trainer._guard import Guard
+from mtf_trainer._hooks import Hooks
+from mtf_trainer._keeper import Keeper
+from mtf_trainer._limits import Deadline
+from mtf_trainer._loop import PhaseLoop, SchedulerSpec, StepResult, Stopped
+from mtf_trainer._means import Average, Means, combine
+from mtf_trainer._rank_errors import RankErrors
+from mtf_trainer._replay import TARGET
+from mtf_trainer._run import RollBack, Run
+from mtf_trainer._save_schedule import SaveSchedule
 from mtf_trainer._signals import StopSignals
-from mtf_trainer._snapshot import Objects, Snapshot
-from mtf_trainer.checkpoint import CheckpointStore
-from mtf_trainer.config import GenericTrainerConfig
-from mtf_trainer.errors import (
-    CheckpointWarning,
-    NothingToResumeError,
-)
-from mtf_trainer.metrics import MetricsWriter
+from mtf_trainer._source import Source
+from mtf_trainer._watchdog import Watchdog
+from mtf_trainer.config import GenericTrainerConfig, check_count
+from mtf_trainer.ema import WeightAverage
+from mtf_trainer.errors import DataError
+from mtf_trainer.multi_loader import MultiLoader
 from mtf_trainer.phases import Phase
 from mtf_trainer.progress import Progress
 from mtf_trainer.result import FitResult, StopReason
-from mtf_trainer.state import ResumeState, RNGState
+from mtf_trainer.trackers import Trackers, WandbTracker
 
-__all__ = ["GenericTrainer", "StepFunction", "StepResult"]
+__all__ = ["GenericTrainer", "SchedulerSpec", "StepFunction", "StepResult"]
+
+_TO_BE_CONTINUED = {StopReason.INTERRUPTED, StopReason.LIMIT}
 
 StepFunction = Callable[["GenericTrainer", Any, int], StepResult]
+Loader = Any  # a DataLoader, or a MultiLoader
 
 
-class GenericTrainer(EpochLoop):
-    """Trains one model with one optimizer.
+class GenericTrainer(PhaseLoop):
+    """Trains one model.
 
     Subclass it and override `training_step` (and `validation_step`), or pass functions
     that take the trainer first. A step returns the mean loss over its batch, or a mapping
     with that as ``loss`` and further scalars, which are averaged and reported.
 
-    Model and optimizer are set up by Fabric here, unless they are already; loaders when
-    first seen. With several processes, call ``fabric.launch()`` before, give every process
-    the same number of batches, and let all of them see `GenericTrainerConfig.run_dir`.
+    Model and optimizers are set up by Fabric here, unless they are already; loaders when
+    first seen. With several processes, call ``fabric.launch()`` before, and let all of
+    them see `GenericTrainerConfig.run_dir`.
 
     Args:
         config: The settings.
         fabric: With one device, or with the ``ddp`` strategy.
         model: The module to train; afterwards use `model` of the trainer.
-        optimizer: Over parameters of *model*.
-        scheduler: Steps as ``config.scheduler_interval`` says.
+        optimizer: Over parameters of *model*; or several.
+        scheduler: One or several; a `SchedulerSpec` says when it steps, a scheduler alone
+            does as ``config.scheduler_interval`` says.
         training_step: ``(trainer, batch, batch_idx) -> loss or mapping``.
         validation_step: The same for validation; by default the training step, without
             gradients and with the model in evaluation mode.
+        callbacks: Objects with some of the hooks of `mtf_trainer.callbacks.Callback`.
+        trackers: Objects as `mtf_trainer.trackers.Tracker` has it; used in the first
+            process.
+        wandb_run: A run of wandb's, which becomes a tracker.
+        requeue: Called in the first process after a stop that is to be continued, as by
+            a signal or at the end of the time allowed.
+
+    Attributes:
+        probe: For tests: called at each safe point with the phase about to begin, in all
+            processes; what it returns says whether to save and stop there.
 
     Raises:
         TypeError: If there is no training step, or a step is both given and overridden.
-        ValueError: If a part is of a kind that this version cannot save and continue.
+        ValueError: If a part is of a kind that cannot be saved and continued.
     """
 
     def __init__(  # noqa: PLR0913 - each is an object of its own
@@ -82,42 +103,135 @@ class GenericTrainer(EpochLoop):
         config: GenericTrainerConfig,
         fabric: Fabric,
         model: nn.Module,
-        optimizer: Optimizer,
-        scheduler: LRScheduler | None = None,
+        optimizer: Optimizer | Sequence[Optimizer],
+        scheduler: Any = None,
         *,
         training_step: StepFunction | None = None,
         validation_step: StepFunction | None = None,
+        callbacks: Sequence[object] = (),
+        trackers: Sequence[object] = (),
+        wandb_run: object = None,
+        requeue: Callable[[], None] | None = None,
     ) -> None:
-        _check_parts(fabric, model, optimizer, scheduler)
+        optimizers = _as_list(optimizer)
+        specs = [_as_spec(each, config) for each in _as_list(scheduler)]
+        _check_parts(fabric, model, optimizers)
         self._training_step = training_step
         self._validation_step = validation_step
         self._check_steps()
-        if not is_wrapped(model):
-            model, optimizer = fabric.setup(model, optimizer)
-        super().__init__(config, fabric, model, optimizer, scheduler)
+        model, optimizers = _set_up_model(config, fabric, model, optimizers)
+        decay = config.ema_decay
+        ema = None if decay is None else WeightAverage(model, decay)
+        scales = getattr(fabric.strategy.precision, "scaler", None) is not None
+        if scales and len(optimizers) > 1:
+            message = "fp16 with several optimizers is not supported: use bf16"
+            raise ValueError(message)
+        super().__init__(config, fabric, model, optimizers, specs, ema)
+        if wandb_run is not None:
+            trackers = [*trackers, WandbTracker(wandb_run)]
+        self._hooks = Hooks(callbacks)
+        self._trackers = Trackers(
+            trackers if fabric.is_global_zero else (), where=lambda: str(self.phase)
+        )
+        self._requeue = requeue
+        comm = None
+        if config.comm_hook != "none" and fabric.world_size > 1:
+            rank = config.powersgd_rank
+            comm = _comm_hooks.register(model, config.comm_hook, powersgd_rank=rank)
         self._objects = Objects(
-            fabric=fabric, model=model, optimizer=optimizer, scheduler=scheduler
+            fabric=fabric,
+            model=model,
+            optimizers=self.optimizers,
+            schedulers=specs,
+            ema=ema,
+            hooks=self._hooks,
+            trackers=self._trackers,
+            comm=comm,
         )
-        self._store = CheckpointStore(
-            config.run_dir / "checkpoints", keep_last_n=config.keep_last_n_checkpoints
+        self._sources: dict[tuple[int, bool], tuple[object, Any]] = {}
+        self._run: Run | None = None
+        self.probe: Callable[[Phase], bool] | None = None
+        self._default_loaders: tuple[Any, Any, int] | None = None
+        self._trained = False
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Mapping[str, Any],
+        fabric: Fabric,
+        *,
+        modules: Sequence[str] = (),
+        **parts: Any,
+    ) -> Self:
+        """Build model, data, optimizer and scheduler from the registry, and a trainer.
+
+        `fit` of what is returned needs no loaders.
+
+        Args:
+            config: With the sections that `mtf_trainer.registry.components_from_config`
+                describes.
+            fabric: See the class.
+            modules: Those that *config* may name components of, as ``package.module:attr``.
+            parts: Further arguments of the class, by default a step for classification.
+
+        Raises:
+            RegistryError: If a component is unknown, or its module is not listed.
+            TypeError: If a component does not take an argument that the config has.
+            ValueError: If a value is out of its range.
+        """
+        from mtf_trainer.registry import (  # noqa: PLC0415 - only where used
+            classification_step,
+            components_from_config,
         )
-        self._loaders: dict[int, tuple[object, Any]] = {}
-        self._metrics: dict[str, float] = {}
+
+        built = components_from_config(config, modules)
+        if cls.training_step is GenericTrainer.training_step:
+            parts.setdefault("training_step", classification_step)
+        trainer = cls(
+            built.config, fabric, built.model, built.optimizer, built.scheduler, **parts
+        )
+        loaders = (built.train_loader, built.val_loader, built.max_epochs)
+        trainer._default_loaders = loaders
+        return trainer
 
     @property
     def phase(self) -> Phase:
         """The phase the loop is in, or was in when it last stopped."""
-        return self._phase
+        return self._at.phase
 
     @property
     def epoch(self) -> int:
         """Epochs finished; inside an epoch, its number counted from 0."""
-        return self._epoch
+        return self._at.epoch
 
     @property
     def global_step(self) -> int:
         """Optimizer steps taken."""
-        return self._global_step
+        return self._at.global_step
+
+    @property
+    def loader_name(self) -> str:
+        """The loader that the batch in hand came from, of a `MultiLoader`."""
+        return "" if self._batch is None else self._batch.loader
+
+    @property
+    def is_filler(self) -> bool:
+        """Whether the batch in hand weighs nothing.
+
+        At the end of an epoch that has no sample left for this process, it gets one that
+        was used already, so that all processes take part in the step.
+        """
+        return self._batch is not None and self._batch.num_samples == 0
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The first optimizer."""
+        return self.optimizers[0]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Means over the last validation; over the last epoch without one."""
+        return dict(self._at.metrics)
 
     def training_step(self, batch: Any, batch_idx: int) -> StepResult:
         """Return the mean loss over *batch*, or a mapping with it as ``loss``.
@@ -133,197 +247,335 @@ class GenericTrainer(EpochLoop):
             return self.training_step(batch, batch_idx)
         return self._validation_step(self, batch, batch_idx)
 
-    def fit(
-        self,
-        train_loader: DataLoader[Any],
-        val_loader: DataLoader[Any] | None = None,
-        max_epochs: int = 1,
-    ) -> FitResult:
-        """Train until *max_epochs* epochs are done, those of earlier runs included.
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:  # noqa: ARG002
+        """Return what `predict` is to gather; by default the model's output.
 
-        Goes on from the newest good checkpoint in ``config.run_dir``; its learning rate
-        and other settings of the optimizer are taken over with it. If enough epochs are
-        done already, the model is loaded and nothing is trained.
+        A batch that is a sequence or a mapping gives its first value to the model.
+        """
+        if isinstance(batch, Mapping):
+            batch = next(iter(batch.values()))
+        elif isinstance(batch, list | tuple):
+            batch = batch[0]
+        return self.model(batch)
+
+    def num_samples(self, batch: Any) -> int:
+        """Return how many samples *batch* holds, where the loader makes no batches.
+
+        A loader that puts samples together counts them; this is for data that come as
+        whole batches.
+
+        By default the length of the first dimension of the first tensor in it. Override
+        this for batches of another form.
+        """
+        return _data.count_samples(batch)
+
+    def cross_entropy(self, z_BC: Tensor, y_B: Tensor) -> Tensor:
+        """Return the cross entropy, in training with ``config.label_smoothing``.
+
+        Args:
+            z_BC: Logits by class.
+            y_B: Classes, or probabilities of shape ``(B, C)``.
+        """
+        self._smoothed = True
+        training = self._at.phase is Phase.TRAIN_BATCH_FORWARD
+        smoothing = self.config.label_smoothing if training else 0.0
+        return nn.functional.cross_entropy(z_BC, y_B, label_smoothing=smoothing)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the trackers. `fit` leaves them open, for `test` and for another `fit`.
 
         Raises:
-            ValueError: If *max_epochs* is below 1, a loader has no batches, or a step
+            CallbackError: If one raises.
+        """
+        self._trackers.close()
+
+    def stop(self) -> None:
+        """Ask `fit` to save and stop at a safe point: as soon as all processes agree."""
+        if self._run is not None:
+            self._run.signals.request()
+
+    def request_end(self) -> None:
+        """End the training behind this epoch. All processes must ask for it."""
+        self._at.ended = True
+
+    def fit(
+        self,
+        train_loader: Loader = None,
+        val_loader: Loader = None,
+        max_epochs: int | None = None,
+        max_steps: int | None = None,
+    ) -> FitResult:
+        """Train until *max_epochs* epochs, or *max_steps* optimizer steps, are done.
+
+        Those of earlier runs count. Goes on from the newest good state in
+        ``config.run_dir``, with the settings of optimizers and schedulers that it holds.
+        If enough is done already, the model is loaded and nothing is trained.
+
+        Args:
+            train_loader: A `torch.utils.data.DataLoader` or a `MultiLoader`.
+            val_loader: Likewise; None for no validation.
+            max_epochs: By default 1.
+            max_steps: None for no limit.
+
+        Raises:
+            ValueError: If a number is below 1, a loader has no batches, or a step
                 returns something else than a loss.
             TypeError: If a step returns something else than tensors and numbers.
             CheckpointError: If a checkpoint cannot be written, or the one to go on from
                 does not fit this model, or none of those there can be used.
             MetricsFileError: If the metrics cannot be written.
-            LoaderLengthError: If a loader ends before its length, in a distributed run.
+            DataError: If a loader cannot be run exactly, or ends before its length.
+            DivergenceError: If the loss or the gradients went wrong, as
+                ``config.guard`` says.
+            CallbackError: If a callback or a tracker raises.
+            RankError: If another process failed.
             NothingToResumeError: If this trainer has trained before and left no
                 checkpoint.
             Exception: Whatever a step, loader or scheduler raises, unchanged.
         """
-        if max_epochs < 1:
-            message = f"max_epochs must be at least 1, not {max_epochs}"
-            raise ValueError(message)
-        train = self._set_up(train_loader)
-        val = None if val_loader is None else self._set_up(val_loader)
-        self._phase = Phase.INIT
+        if train_loader is None:
+            if self._default_loaders is None:
+                message = "fit needs a train_loader"
+                raise TypeError(message)
+            train_loader, default_val, epochs = self._default_loaders
+            val_loader = default_val if val_loader is None else val_loader
+            max_epochs = epochs if max_epochs is None else max_epochs
+        max_epochs = 1 if max_epochs is None else max_epochs
+        for name, value in (("max_epochs", max_epochs), ("max_steps", max_steps)):
+            if value is not None:
+                check_count(name, value, least=1)
+        train = self._source(train_loader, training=True)
+        val = None if val_loader is None else self._source(val_loader)
         with ExitStack() as stack:
-            signals = StopSignals(enabled=self.config.handle_signals)
-            run = Run(
-                signals=stack.enter_context(signals),
-                agreement=StopAgreement(self.fabric),
-                means=Means(self.fabric),
-                window=Window(self.config.gradient_accumulation_steps),
+            stack.enter_context(_deterministic(enabled=self.config.deterministic))
+            run, keeper = self._open(stack, train, val, max_epochs, max_steps)
+            run.average = _average_of(val_loader)
+            if isinstance(train_loader, MultiLoader):
+                run.optimizers_of = train_loader.optimizers
+            stack.callback(self._leave)
+            with run.unwatched():
+                keeper.begin(run, trained=self._trained)
+            self._trained = True
+            self._resume_loop(run)
+            self._hooks.call("on_fit_start", self)
+            try:
+                reason = self._train(run)
+                keeper.end(run, complete=reason not in _TO_BE_CONTINUED)
+            except Exception as error:
+                self._hooks.call("on_exception", self, error)
+                raise
+            result = FitResult(
+                reason=reason,
+                epoch=self._at.epoch,
+                global_step=self._at.global_step,
+                metrics=dict(self._at.metrics),
+                best_metric=self._at.best,
+                checkpoint=keeper.checkpoint,
+                resumed_from=keeper.resumed_from,
+                steps_lost=keeper.steps_lost,
             )
-            resumed_from = self._begin(run, train, stack)
-            reason = StopReason.COMPLETED
-            if not self._train(run, train, val, max_epochs):
-                reason = StopReason.INTERRUPTED
-                self._interrupted(run)
-        return FitResult(
-            reason=reason,
-            epoch=self._epoch,
-            global_step=self._global_step,
-            metrics=dict(self._metrics),
-            checkpoint=run.checkpoint,
-            resumed_from=resumed_from,
-        )
+            self._hooks.call("on_fit_end", self, result)
+        if result.exit_code and self._requeue is not None and self.fabric.is_global_zero:
+            self._requeue()
+        return result
 
-    def validate(self, loader: DataLoader[Any]) -> dict[str, float]:
+    def _open(
+        self,
+        stack: ExitStack,
+        train: Source,
+        val: Source | None,
+        max_epochs: int,
+        max_steps: int | None,
+    ) -> tuple[Run, Keeper]:
+        """Open what a call of `fit` needs, to be closed with *stack*."""
+        config, fabric = self.config, self.fabric
+        distributed = fabric.world_size > 1
+        self._at = self._new_state()
+        agreement = StopAgreement(fabric, values=(0, 0))
+        stack.callback(agreement.close)
+        keeper = Keeper(config, fabric, self._at, self._objects, agreement.max_of)
+        stack.enter_context(keeper)
+        for source in (train, val):
+            if source is not None:
+                stack.callback(source.close)
+        if distributed:
+            stack.enter_context(RankErrors(fabric))
+        probe = self.probe or self._replay_probe()
+        guard = Guard(config.guard)
+        deadline = config.guard.step_deadline_s
+        watchdog = None
+        if deadline is not None:
+            watchdog = stack.enter_context(Watchdog(deadline, describe=self._describe))
+        progress = None
+        if config.show_progress and fabric.is_global_zero:
+            progress = Progress(sys.stderr)
+            stack.callback(progress.close)
+        run = Run(
+            owner=self,
+            signals=stack.enter_context(StopSignals(enabled=config.handle_signals)),
+            agreement=agreement,
+            hooks=self._hooks,
+            guard=guard,
+            deadline=Deadline(config.limits, os.environ),
+            watchdog=watchdog,
+            schedule=SaveSchedule(config.checkpoint),
+            keeper=keeper,
+            trackers=self._trackers,
+            train=train,
+            val=val,
+            max_epochs=max_epochs,
+            max_steps=max_steps,
+            probe=probe,
+            progress=progress,
+            scales=getattr(fabric.strategy.precision, "scaler", None) is not None,
+            distributed=distributed,
+            attention=probe is not None,
+        )
+        self._run = run
+        stack.callback(setattr, self, "_run", None)
+        return run, keeper
+
+    def _resume_loop(self, run: Run) -> None:
+        """Bring what is not saved into the state that belongs to where the loop stands."""
+        self._batch = self._train_batches = self._val_batches = None
+        if self._at.val is not None:
+            if self.ema is not None:
+                self.ema.swap()
+            self._show_validation(run)
+        elif self._at.train.batch_idx:
+            self._show_training(run)
+        run.guard.begin(self._at.global_step)
+
+    def _replay_probe(self) -> Callable[[Phase], bool] | None:
+        """Return what stops a replay where the run it repeats had its checkpoint."""
+        target = TARGET.get()
+        if target is None:
+            return None
+        return lambda _: target.reached(self._at.shared()["resume"])
+
+    def _leave(self) -> None:
+        """Leave the model with its own weights, wherever the run was left."""
+        if self.ema is not None and self.ema.swapped:
+            self.ema.swap()
+
+    def _describe(self) -> str:
+        at = self._at
+        return f"{at.phase}, epoch {at.epoch + 1}, step {at.global_step}"
+
+    def _train(self, run: Run) -> StopReason:
+        """Drive the phases to their end, or to where the run is to stop."""
+        while True:
+            try:
+                if self._at.phase is Phase.TRAIN_START_EPOCH and self._is_done(run):
+                    self._at.phase = Phase.TRAINING_COMPLETE
+                elif self._at.phase is not Phase.INIT and self._has_enough_steps(run):
+                    return StopReason.MAX_STEPS
+                run.keeper.start_streams()
+                self._drive(run)
+            except Stopped:
+                run.keeper.save(run, wait=True)
+                return cast(StopReason, run.stopping)
+            except RollBack as error:
+                with run.unwatched():
+                    run.keeper.roll_back(run, str(error))
+                self._resume_loop(run)
+            else:
+                if self._at.ended:
+                    return StopReason.ENDED
+                enough = self._at.epoch >= run.max_epochs
+                return StopReason.COMPLETED if enough else StopReason.MAX_STEPS
+
+    def _attend(self, run: Run, phase: Phase) -> None:
+        if not run.distributed and run.signals.wanted:
+            run.stop(StopReason.INTERRUPTED)
+        if run.probe is not None and run.probe(phase):
+            run.stop(StopReason.INTERRUPTED)
+        if phase is Phase.TRAIN_BATCH_BACKWARD:
+            return
+        if run.stopping is not None and phase is not Phase.TRAINING_COMPLETE:
+            raise Stopped
+        if run.save_due:
+            run.save_due = False
+            run.keeper.save(run, wait=False)
+        if run.snapshot_due:
+            run.snapshot_due = False
+            run.keeper.take_snapshot(run)
+        run.attention = run.probe is not None
+
+    def validate(self, loader: Loader) -> dict[str, float]:
         """Return the means of what the validation step returns, weighted by samples.
 
-        With several processes, the samples that fill up the last round count twice.
+        Each sample counts once, with several processes too. Weights are the averaged
+        ones where ``config.ema_decay`` is set.
 
         Raises:
-            ValueError: If *loader* has no batches, or a step returns no loss.
+            DataError: If *loader* has no batches, or cannot be run.
+            ValueError: If a step returns no loss.
             TypeError: If a step returns something else than tensors and numbers.
         """
-        means = cast(Means, self._evaluate(self._set_up(loader), None))
-        return means.take()[0]
+        source, held = self._source(loader), self._batch
+        means: dict[str, Means] = {}
+        with self._evaluating():
+            for batch_idx, batch in enumerate(source.batches(0, None)):
+                self._batch = batch
+                self._evaluate(batch, batch_idx, means)
+        self._batch = held
+        if not means:
+            message = "the loader has no batches"
+            raise DataError(message)
+        return combine(means, _average_of(loader))[0]
 
-    def _begin(self, run: Run, train: Any, stack: ExitStack) -> Path | None:
-        """Load the newest checkpoint or begin anew, then open what `fit` writes to."""
-        fabric, config = self.fabric, self.config
-        on_rank_zero(fabric, self._store.prepare)
-        keep_bytes = 0
-        newest = self._newest()
-        if newest is not None:
-            run.checkpoint, snapshot = newest
-            keep_bytes = self._restore(run.checkpoint, snapshot, train)
-        elif self._trained:
-            message = (
-                f"this trainer has trained before, and {config.run_dir} holds no "
-                "checkpoint to go on from: make a new model and a new trainer"
-            )
-            raise NothingToResumeError(message)
-        else:
-            RNGState.seed((config.seed + fabric.global_rank) % 2**32)
+    def test(self, loader: Loader) -> dict[str, float]:
+        """Return what `validate` does, and tell the trackers, as ``test/...``.
 
-        def open_metrics() -> None:
-            path = config.run_dir / "metrics.jsonl"
-            writer = MetricsWriter(path, keep_bytes=keep_bytes)
-            run.metrics = stack.enter_context(writer)
+        Raises:
+            Exception: As `validate` does.
+        """
+        values = self.validate(loader)
+        named = {f"test/{name}": value for name, value in values.items()}
+        self._trackers.log_metrics(named, self._at.global_step)
+        return values
 
-        on_rank_zero(fabric, open_metrics)
-        if config.show_progress and fabric.is_global_zero:
-            run.progress = Progress(sys.stderr)
-            stack.callback(run.progress.close)
-            if run.checkpoint is not None:
-                run.progress.note(f"going on from {run.checkpoint.name}")
-        return run.checkpoint
+    def predict(self, loader: Loader) -> list[Any]:
+        """Return `predict_step` of each batch of this process, in order, on the CPU.
 
-    def _newest(self) -> tuple[Path, Snapshot] | None:
-        """Return the newest good checkpoint: the first process chooses, all load it."""
-        content: dict[str, Any] = {}
+        Raises:
+            DataError: If *loader* cannot be run.
+        """
+        found, held = [], self._batch
+        with self._evaluating(), torch.no_grad():
+            for batch_idx, batch in enumerate(self._source(loader).batches(0, None)):
+                if batch.num_samples:
+                    self._batch = batch
+                    found.append(_to_cpu(self.predict_step(batch.data, batch_idx)))
+        self._batch = held
+        return found
 
-        def choose() -> Path | None:
-            found = self._store.load_newest()
-            if found is None:
-                return None
-            content.update(found[1])
-            return found[0]
-
-        path = on_rank_zero(self.fabric, choose)
-        if path is None:
-            return None
-        return path, Snapshot.from_plain(path, content or self._store.load(path))
-
-    def _restore(self, path: Path, snapshot: Snapshot, train: Any) -> int:
-        """Take over *snapshot*; return the size of the file of metrics at that time."""
-        resume, rank = snapshot.resume, self.fabric.global_rank
-        self._objects.check(path, snapshot.objects)
-        self._objects.load(snapshot.objects)
-        self._epoch, self._global_step = resume.epoch, resume.global_step
-        self._metrics = dict(snapshot.metrics)
-        self._trained = True
-        if len(resume.rng) != self.fabric.world_size:
-            message = (
-                f"{path} was written by {len(resume.rng)} processes and is continued by "
-                f"{self.fabric.world_size}: the order of samples will be another"
-            )
-            if self.fabric.is_global_zero:
-                warnings.warn(message, CheckpointWarning, stacklevel=3)
-            RNGState.seed((self.config.seed + rank + resume.global_step) % 2**32)
-        else:
-            generators = _data.generators(train)
-            for generator, state in zip(
-                generators, snapshot.generators[rank], strict=False
-            ):
-                generator.set_state(state)
-            resume.rng[rank].restore()
-        return snapshot.metrics_bytes
-
-    def _save(self, run: Run, train: Any) -> None:
-        """Write a checkpoint of this edge of an epoch."""
-        states = [generator.get_state() for generator in _data.generators(train)]
-        streams = gather(self.fabric, (RNGState.capture(), states))
-
-        def write() -> Path:
-            snapshot = Snapshot(
-                resume=ResumeState.now(
-                    phase=Phase.TRAIN_START_EPOCH,
-                    epoch=self._epoch,
-                    global_step=self._global_step,
-                    rng=tuple(rng for rng, _ in streams),
-                ),
-                objects=self._objects.state(),
-                generators=[states for _, states in streams],
-                metrics=self._metrics,
-                metrics_bytes=0 if run.metrics is None else run.metrics.flush(),
-            )
-            return self._store.save(
-                snapshot.to_plain(), epoch=self._epoch, global_step=self._global_step
-            )
-
-        run.checkpoint = on_rank_zero(self.fabric, write)
-
-    def _train(self, run: Run, train: Any, val: Any, max_epochs: int) -> bool:
-        """Train the epochs that are left; tell whether all of them were finished."""
-        every = self.config.checkpoint_every_n_epochs
-        while self._epoch < max_epochs:
-            label = f"epoch {self._epoch + 1}/{max_epochs}"
-            if self._train_epoch(run, train, label):
-                return False
-            means = self._end_training(run)
-            if val is not None:
-                validated = self._validate_epoch(run, val, label)
-                if validated is None:
-                    return False
-                means = validated
-            self._safe_point(Phase.EPOCH_END)
-            self._metrics = means
-            self._epoch += 1
-            stop = run.settle()
-            done = self._epoch >= max_epochs
-            if done or stop or self._epoch % every == 0:
-                self._save(run, train)
-            if stop and not done:
-                return False
-        self._safe_point(Phase.TRAINING_COMPLETE)
-        return True
-
-    def _interrupted(self, run: Run) -> None:
-        if run.progress is not None:
-            again = "the beginning" if run.checkpoint is None else run.checkpoint.name
-            run.progress.note(
-                f"stopped after step {self._global_step}; run again to go on from {again}"
-            )
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        modes = [module.training for module in self.model.modules()]
+        swaps = self.ema is not None and not self.ema.swapped
+        self.model.eval()
+        if swaps:
+            cast(WeightAverage, self.ema).swap()
+        try:
+            yield
+        finally:
+            if swaps:
+                cast(WeightAverage, self.ema).swap()
+            for module, mode in zip(self.model.modules(), modes, strict=True):
+                module.training = mode
 
     def _check_steps(self) -> None:
         own, base = type(self), GenericTrainer
@@ -336,34 +588,116 @@ class GenericTrainer(EpochLoop):
             message = "validation_step is passed and overridden in a subclass: which one?"
             raise TypeError(message)
 
-    def _set_up(self, loader: Any) -> Any:
-        """Let Fabric set up *loader*, once."""
-        known = self._loaders.get(id(loader))
+    def _source(self, loader: Loader, *, training: bool = False) -> Any:
+        """Return what the loop reads *loader*'s batches from, made once."""
+        known = self._sources.get((id(loader), training))
         if known is None:
-            prepared = _data.set_up(self.fabric, loader, self.config.seed)
+            accumulation = self.config.gradient_accumulation_steps if training else 1
+            source = _data.make_source(
+                self.fabric,
+                loader,
+                seed=self.config.seed,
+                accumulation=accumulation,
+                num_samples=self.num_samples,
+                skip_to_resume=self.config.skip_to_resume,
+                training=training,
+            )
             # The key is good as long as the loader lives, so it is kept beside.
-            known = self._loaders[id(loader)] = (loader, prepared)
+            known = self._sources[id(loader), training] = (loader, source)
         return known[1]
 
 
-def _check_parts(
-    fabric: Fabric, model: object, optimizer: object, scheduler: object
-) -> None:
+def _average_of(loader: Loader) -> Average:
+    return loader.validation if isinstance(loader, MultiLoader) else "samples"
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _as_spec(scheduler: Any, config: GenericTrainerConfig) -> SchedulerSpec:
+    if isinstance(scheduler, SchedulerSpec):
+        return scheduler
+    if not isinstance(scheduler, LRScheduler):
+        message = f"scheduler must be a scheduler of torch, not {scheduler!r}"
+        raise TypeError(message)
+    if isinstance(scheduler, ReduceLROnPlateau):
+        monitor = config.checkpoint.monitor
+        return SchedulerSpec(scheduler=scheduler, interval="metric", monitor=monitor)
+    return SchedulerSpec(scheduler=scheduler, interval=config.scheduler_interval)
+
+
+def _check_parts(fabric: Fabric, model: object, optimizers: Sequence[object]) -> None:
     if not isinstance(fabric.strategy, SingleDeviceStrategy | DDPStrategy):
         name = type(fabric.strategy).__name__
         message = f"fabric must use one device or the ddp strategy, not {name}"
         raise ValueError(message)  # noqa: TRY004 - of the right type, in another setting
-    for name, part, kind, title in (
-        ("model", model, nn.Module, "a torch.nn.Module"),
-        ("optimizer", optimizer, Optimizer, "a torch.optim.Optimizer"),
-        ("scheduler", scheduler, LRScheduler | None, "a scheduler of torch, or None"),
-    ):
-        if not isinstance(part, kind):
-            message = f"{name} must be {title}, not {part!r}"
+    if not isinstance(model, nn.Module):
+        message = f"model must be a torch.nn.Module, not {model!r}"
+        raise TypeError(message)
+    if not optimizers:
+        message = "optimizer must be a torch.optim.Optimizer, or several; there is none"
+        raise TypeError(message)
+    for optimizer in optimizers:
+        if not isinstance(optimizer, Optimizer):
+            message = f"optimizer must be a torch.optim.Optimizer, not {optimizer!r}"
             raise TypeError(message)
-    if isinstance(scheduler, ReduceLROnPlateau):
-        message = "scheduler must not need a metric: ReduceLROnPlateau is not supported"
-        raise ValueError(message)  # noqa: TRY004 - a kind of scheduler like others
-    if is_wrapped(model) != is_wrapped(optimizer):
+    wrapped = [is_wrapped(part) for part in (model, *optimizers)]
+    if any(wrapped) and not all(wrapped):
         message = "fabric must have set up both model and optimizer, or neither"
         raise ValueError(message)
+
+
+def _set_up_model(
+    config: GenericTrainerConfig,
+    fabric: Fabric,
+    model: nn.Module,
+    optimizers: list[Optimizer],
+) -> tuple[nn.Module, list[Optimizer]]:
+    if config.gradient_checkpointing:
+        enable = getattr(model, "gradient_checkpointing_enable", None)
+        if not callable(enable):
+            message = (
+                f"gradient_checkpointing is set, and {type(model).__name__} has no "
+                "gradient_checkpointing_enable(): give it one, or leave it out"
+            )
+            raise ValueError(message)
+        enable()
+    if is_wrapped(model):
+        if config.compile:
+            message = "compile is set, and fabric has set up the model: compile it before"
+            raise ValueError(message)
+        return model, optimizers
+    if config.compile:
+        model = cast(nn.Module, torch.compile(model))
+    model, *optimizers = fabric.setup(model, *optimizers)
+    return model, optimizers
+
+
+@contextmanager
+def _deterministic(*, enabled: bool) -> Iterator[None]:
+    if not enabled:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)  # noqa: FBT003 - torch's own signature
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warns)
+        torch.backends.cudnn.benchmark = benchmark
+
+
+def _to_cpu(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, Mapping):
+        return {key: _to_cpu(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_cpu(each) for each in value]
+    return value

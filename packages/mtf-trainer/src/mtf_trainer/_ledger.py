@@ -1,0 +1,111 @@
+"""The ledger of a run's checkpoints: ``chain.jsonl``, one JSON object a line.
+
+A line holds ``name``, ``epoch``, ``global_step``, ``is_epoch_end``, ``values`` (the
+metrics then; null for what is not finite) and the digests of its certificate. It is
+brought to the disk before the checkpoint gets its name, so that each checkpoint has its
+line; a line may be of one that was deleted, replaced, or never came to be.
+
+What a kill leaves of a line is cut off before the next one is written.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["LEDGER", "Ledger", "plain_values"]
+
+LEDGER = "chain.jsonl"
+
+
+def plain_values(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """Return *metrics* as JSON can hold them.
+
+    >>> plain_values({"loss": 0.5, "accuracy": float("nan")})
+    {'loss': 0.5, 'accuracy': None}
+    """
+    values = {name: float(value) for name, value in metrics.items()}
+    return {name: v if math.isfinite(v) else None for name, v in values.items()}
+
+
+class Ledger:
+    """The ledger in *folder*. One process writes to it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / LEDGER
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return its lines in order; what is no JSON object is left out.
+
+        Raises:
+            OSError: If it is there and cannot be read.
+        """
+        try:
+            whole, _, _ = self.path.read_bytes().rpartition(b"\n")
+        except FileNotFoundError:
+            return []
+        return [row for line in whole.splitlines() if (row := _parse(line)) is not None]
+
+    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write *rows* behind what is there, and bring them to the disk.
+
+        Raises:
+            OSError: If that fails; nothing of them is kept then, if it can be helped.
+        """
+        lines = [json.dumps(dict(row), allow_nan=False) + "\n" for row in rows]
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        fd = os.open(self.path, flags, 0o666)
+        with os.fdopen(fd, "r+b", buffering=0) as file:
+            size = self._cut(fd)
+            file.seek(size)
+            try:
+                view = memoryview("".join(lines).encode())
+                while view:
+                    view = view[os.write(fd, view) :]
+                os.fsync(fd)
+            except OSError:
+                os.ftruncate(fd, size)
+                raise
+
+    def cut(self) -> None:
+        """Cut off what a kill left of a line.
+
+        Raises:
+            OSError: If that fails.
+        """
+        try:
+            fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return
+        try:
+            self._cut(fd)
+        finally:
+            os.close(fd)
+
+    @staticmethod
+    def _cut(fd: int) -> int:
+        """Cut off a last line that has no end, and return the size."""
+        size = os.fstat(fd).st_size
+        end = size
+        while end > 0:
+            start = max(0, end - 4096)
+            found = os.pread(fd, end - start, start).rfind(b"\n")
+            if found >= 0:
+                end = start + found + 1
+                break
+            end = start
+        if end < size:
+            os.ftruncate(fd, end)
+        return end
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
