@@ -194,7 +194,9 @@ def minimums(session: nox.Session, package: str) -> None:
     oldest = ("--resolution=lowest-direct", "--upgrade", *declared)
     install_alone(session, package, *oldest, locked=False)
     session.run("uv", "pip", "list")
-    session.run("pytest", f"packages/{package}/tests", *session.posargs)
+    # What the slow ones show does not depend on versions; the tests above run them.
+    chosen = session.posargs or ["-m", "not slow"]
+    session.run("pytest", f"packages/{package}/tests", *chosen)
 
 
 @nox.session(python=MAIN)
@@ -219,7 +221,7 @@ def demo(session: nox.Session) -> None:
     require_torch(session, session.error)
     editable = ("--editable=./packages/mtf-config", "--editable=./packages/mtf-trainer")
     install(session, *editable, "--group=demo")
-    # Ctrl-C reaches the script as well, which saves and exits 130: wait for it to do so,
+    # Ctrl-C reaches the script as well, which saves and exits 75: wait for it to do so,
     # however often it is pressed.
     interrupts: list[int] = []
     signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
@@ -228,18 +230,32 @@ def demo(session: nox.Session) -> None:
         *("python", f"{example}/basic_model_training.py"),
         *("--config", f"{example}/config_examples/simple_config.yaml"),
         *session.posargs,
-        success_codes=[0, 130],
+        success_codes=[0, 75, 130],
     )
     if interrupts:
         raise KeyboardInterrupt
 
 
 @nox.session(python=MAIN, default=False)
-def bench(session: nox.Session) -> None:
-    """Measure mtf-config against its peers and print the ratios."""
-    install(session, str(build_wheel(session, "mtf-config")), "--group=bench")
-    for script in sorted(Path("benchmarks/config").glob("bench_*.py")):
+@nox.parametrize("package", [nox.param(p, id=p) for p in ("mtf-config", "mtf-trainer")])
+def bench(session: nox.Session, package: str) -> None:
+    """Measure a package against its peers and print the ratios."""
+    if package in NEEDS_TORCH:
+        require_torch(session, session.error)
+    install(session, str(build_wheel(session, package)), "--group=bench")
+    folder = Path("benchmarks", package.removeprefix("mtf-"))
+    for script in sorted(folder.glob("bench_*.py")):
         session.run("python", str(script), *session.posargs)
+
+
+@nox.session(python=MAIN, default=False)
+def chaos(session: nox.Session) -> None:
+    """Kill a training a thousand times; `-- --kills 50` for less. About half an hour."""
+    install_alone(session, "mtf-trainer")
+    folder = Path(session.create_tmp()) / "chaos"
+    script = "packages/mtf-trainer/tests/chaos.py"
+    env = {"OMP_NUM_THREADS": "1"}
+    session.run("python", script, str(folder), *session.posargs, env=env)
 
 
 @nox.session(python=MAIN, default=False)

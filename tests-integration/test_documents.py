@@ -17,7 +17,7 @@ from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
 SHELL = {"bash", "console", "sh"}
 # Run elsewhere or shown only: `text` is output, the others are read by their own tools.
-LANGUAGES = SHELL | {"python", "pycon", "yaml", "text", "toml", "json"}
+LANGUAGES = SHELL | {"python", "yaml", "text", "toml", "json"}
 LANGUAGES |= {"{toctree}", "{eval-rst}"}
 PLACE = re.compile(r"#\s*(?P<path>[\w./-]+\.ya?ml)\n")
 

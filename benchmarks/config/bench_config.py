@@ -7,7 +7,7 @@ process on one core, which loads everything once to warm up and once more on the
 CPU time of the process. Rounds alternate between contenders, so that a change of the
 machine's speed meets all of them; the median round is shown.
 
-    nox -s bench
+    nox -s "bench(mtf-config)"
 """
 
 from __future__ import annotations

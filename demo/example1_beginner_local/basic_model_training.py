@@ -32,14 +32,15 @@ from mtf_config import (
     Problem,
 )
 from mtf_trainer import (
+    CheckpointSettings,
+    FitResult,
     GenericTrainerConfig,
     MtfTrainerError,
-    StopReason,
     read_metrics,
 )
 
 HERE = Path(__file__).parent
-EXIT_INTERRUPTED = 130  # what a shell reports after Ctrl-C
+EXIT_INTERRUPTED = 130  # Ctrl-C twice, or before there was anything to save
 
 EXAMPLES = """\
 examples:
@@ -149,14 +150,13 @@ def find_unsupported(config: ExperimentConfig) -> Iterator[Problem]:
         yield Problem(key=key, place=config.provenance(key), message=message)
 
 
-def run(config: ExperimentConfig, run_dir: Path) -> None:
-    """Train, or go on training, then show what came out.
+def run(config: ExperimentConfig, run_dir: Path) -> FitResult:
+    """Train, or go on training; show what came out unless it was stopped.
 
     Raises:
         DatasetError: If the data are missing or damaged.
         MtfTrainerError: If *run_dir* holds what cannot be continued.
         OSError: If *run_dir* cannot be written.
-        KeyboardInterrupt: If Ctrl-C stopped it; the last checkpoint is there.
     """
     training, data = config.training, config.data
     root = None if data.root is None else Path(data.root)
@@ -187,8 +187,10 @@ def run(config: ExperimentConfig, run_dir: Path) -> None:
             max_grad_norm=training.max_grad_norm,
             log_every_n_steps=config.logging.log_scalars_every_n_steps,
             scheduler_interval="step",
-            checkpoint_every_n_epochs=config.checkpoint.save_every_n_epochs,
-            keep_last_n_checkpoints=config.checkpoint.keep_last_n,
+            checkpoint=CheckpointSettings(
+                every_n_epochs=config.checkpoint.save_every_n_epochs,
+                keep_last_n=config.checkpoint.keep_last_n,
+            ),
         ),
         Fabric(devices=1, precision="bf16-mixed" if training.use_amp else "32-true"),
         model,
@@ -198,12 +200,13 @@ def run(config: ExperimentConfig, run_dir: Path) -> None:
     )
     ConfigurationManager().save(config, run_dir / "config.yaml")
     result = trainer.fit(train_batches, val_batches, training.max_epochs)
-    if result.reason is StopReason.INTERRUPTED:
-        message = f"Stopped in epoch {result.epoch + 1} of {training.max_epochs}"
-        raise KeyboardInterrupt(message)
+    if result.exit_code:
+        print(f"\nStopped in epoch {result.epoch + 1} of {training.max_epochs}.")
+        return result
     if result.checkpoint == result.resumed_from:
         print("Already trained; this is its result again.")
     show(*components.answer(trainer, val_batches), run_dir)
+    return result
 
 
 def show(shown: list[int], answered: list[int], run_dir: Path) -> None:
@@ -235,20 +238,22 @@ def show(shown: list[int], answered: list[int], run_dir: Path) -> None:
 def main() -> int:
     """Do what the command line says; return the exit code."""
     arguments = parse_arguments()
+    again = command_line(*sys.argv[1:])
     try:
         config = load_config(arguments.config, arguments.overrides)
         print(f"{config.experiment_name}: {config.description}", flush=True)
-        run(config, arguments.output / config.experiment_name)
+        result = run(config, arguments.output / config.experiment_name)
     except (MtfConfigError, DatasetError, MtfTrainerError, OSError) as error:
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt as stop:
-        again = command_line(*sys.argv[1:])
-        print(f"\n{str(stop) or 'Stopped'}. This command continues:\n  {again}")
+    except KeyboardInterrupt:
+        print(f"\nStopped at once. This command continues:\n  {again}")
         return EXIT_INTERRUPTED
-    base = command_line(*sys.argv[1:])
+    if result.exit_code:
+        print(f"This command continues where it stopped:\n  {again}")
+        return result.exit_code
     print("\nTry next, each an experiment of its own:")
     for overrides in NEXT:
-        print(f"  {base} {overrides}")
+        print(f"  {again} {overrides}")
     return 0
 
 
