@@ -20,12 +20,12 @@ def test_first_reason_to_stop_counts(
     with ExitStack() as stack:
         source = trainer._source(loader, training=True)
         run, _ = trainer._open(stack, source, None, 1, None)
-        assert not run.attention
+        before = run.attention
 
         run.stop(StopReason.LIMIT)
         run.stop(StopReason.INTERRUPTED)
 
-        assert run.attention
+        assert (before, run.attention) == (False, True)
         assert run.stopping is StopReason.LIMIT
         with run.unwatched():
             pass

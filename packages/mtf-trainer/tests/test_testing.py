@@ -18,6 +18,8 @@ from lightning.fabric import Fabric
 from mtf_trainer.phases import Phase
 from mtf_trainer.testing import Edge, run_whole, run_with_stops
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 TWO_PROCESSES_S = 300
 
