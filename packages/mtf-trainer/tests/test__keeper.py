@@ -88,7 +88,9 @@ def test_older_snapshot_does_not_replace_a_newer_checkpoint(
     assert newest(tmp_path / "run") == "epoch_000_step_000005.ckpt"
     names = [
         json.loads(line)["global_step"]
-        for line in (tmp_path / "run/checkpoints/chain.jsonl").read_text().splitlines()
+        for line in (tmp_path / "run/checkpoints/chain.jsonl")
+        .read_text("utf-8")
+        .splitlines()
     ]
     assert names == [1, 2, 3, 4, 5]
 

@@ -154,9 +154,11 @@ def is_running(pid: int) -> bool:
     """Tell whether *pid* is there and not only waits to be reaped."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text("utf-8")
+        # Its first thread may have ended, and others not: it cannot be reaped then.
+        num_threads = len(list(Path(f"/proc/{pid}/task").iterdir()))
     except OSError:
         return False
-    return stat.rpartition(")")[2].split()[0] not in "ZX"
+    return num_threads > 1 or stat.rpartition(")")[2].split()[0] not in "ZX"
 
 
 @pytest.mark.slow
