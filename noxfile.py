@@ -53,6 +53,10 @@ FITTING = (p for p in PYTHONS if shutil.which(f"python{p}") and p in (TORCH or P
 MAIN = next(FITTING, f"{sys.version_info.major}.{sys.version_info.minor}")
 PYTHONS = sorted({*PYTHONS, MAIN})  # a newer one alone is tested, rather than nothing
 
+# Those with a test that kills, and those with a folder under benchmarks/.
+CHAOTIC = [p for p in PROJECTS if Path("packages", p, "tests", "chaos.py").is_file()]
+BENCHED = [p for p in PROJECTS if Path("benchmarks", p.removeprefix("mtf-")).is_dir()]
+
 BUILD = ("uv", "build", "--quiet", "--clear", "--no-create-gitignore")
 WHEELS: dict[str, Path] = {}
 
@@ -237,23 +241,26 @@ def demo(session: nox.Session) -> None:
 
 
 @nox.session(python=MAIN, default=False)
-@nox.parametrize("package", [nox.param(p, id=p) for p in ("mtf-config", "mtf-trainer")])
+@nox.parametrize("package", [nox.param(p, id=p) for p in BENCHED])
 def bench(session: nox.Session, package: str) -> None:
     """Measure a package against its peers and print the ratios."""
     if package in NEEDS_TORCH:
         require_torch(session, session.error)
-    install(session, str(build_wheel(session, package)), "--group=bench")
+    extras = ",".join(PROJECTS[package].get("optional-dependencies", ()))
+    wheel = f"{package}[{extras}] @ {build_wheel(session, package).as_uri()}"
+    install(session, wheel, "--group=bench")
     folder = Path("benchmarks", package.removeprefix("mtf-"))
     for script in sorted(folder.glob("bench_*.py")):
         session.run("python", str(script), *session.posargs)
 
 
 @nox.session(python=MAIN, default=False)
-def chaos(session: nox.Session) -> None:
-    """Kill a training a thousand times; `-- --kills 50` for less. About half an hour."""
-    install_alone(session, "mtf-trainer")
+@nox.parametrize("package", [nox.param(p, id=p) for p in CHAOTIC])
+def chaos(session: nox.Session, package: str) -> None:
+    """Kill a package's processes at random, again and again; `-- --kills 50` for less."""
+    install_alone(session, package)
     folder = Path(session.create_tmp()) / "chaos"
-    script = "packages/mtf-trainer/tests/chaos.py"
+    script = f"packages/{package}/tests/chaos.py"
     env = {"OMP_NUM_THREADS": "1"}
     session.run("python", script, str(folder), *session.posargs, env=env)
 

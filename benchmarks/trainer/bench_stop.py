@@ -179,7 +179,7 @@ def run_through(max_steps: int, kill_every_s: float) -> tuple[float, list[int]]:
         while True:
             child = Child("ours", Path(name), max_steps)
             if done:
-                lost.append(done - child.first.get("step", max_steps))
+                lost.append(max(0, done - child.first.get("step", max_steps)))
             if child.wait(time.monotonic() + kill_every_s) is not None:
                 return time.monotonic() - start, lost
             child.signal(signal.SIGKILL)

@@ -1,8 +1,8 @@
 """A small training with everything in it that could go astray; run by two ranks as well.
 
 As a script, ``python exact_runs.py kill RUN_DIR STEP`` trains and is killed in that step;
-``python exact_runs.py FOLDER ACCUMULATION WORKERS STRIDE`` stops
-it, on two processes, at every STRIDE-th edge, and writes what came out to
+``python exact_runs.py FOLDER ACCUMULATION WORKERS STRIDE [PROCESSES]`` stops it, on two
+processes or as many, at every STRIDE-th edge, and writes what came out to
 ``FOLDER/rank<N>.json``.
 """
 
@@ -48,7 +48,7 @@ class Noisy(Dataset[tuple[Tensor, Tensor, int]]):
         return x_D + 0.1 * torch.randn(4) + 0.1 * noise, torch.tensor(i % 2), i
 
 
-def make_model() -> nn.Module:
+def make_model() -> nn.Sequential:
     """Return the same model each time, with dropout and running statistics."""
     torch.manual_seed(3)
     return nn.Sequential(
@@ -75,7 +75,7 @@ class Counts:
         self.entered = state["entered"]
 
 
-def maker(
+def maker(  # noqa: PLR0913 - each is a way to vary it
     fabric: Fabric,
     seen: list[list[int]],
     *,
@@ -83,9 +83,13 @@ def maker(
     workers: int,
     persistent: bool = False,
     epochs: int = 2,
+    several: bool = False,
     **settings: Any,
 ) -> Callable[[Path], tuple[GenericTrainer, Callable[[], FitResult]]]:
-    """Return a function that makes trainers; *seen* gets the samples of each batch."""
+    """Return a function that makes trainers; *seen* gets the samples of each batch.
+
+    With *several* optimizers the last layer has one of its own.
+    """
 
     def step(trainer: GenericTrainer, batch: Any, _: int) -> dict[str, Tensor]:
         x_BD, y_B, numbers_B = batch
@@ -100,7 +104,14 @@ def maker(
 
     def make(run_dir: Path) -> tuple[GenericTrainer, Callable[[], FitResult]]:
         model = make_model()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        *others, last = model
+        if not several:
+            others.append(last)
+        parameters = [p for layer in others for p in layer.parameters()]
+        optimizer = torch.optim.AdamW(parameters, lr=0.01)
+        optimizers: list[torch.optim.Optimizer] = [optimizer]
+        if several:
+            optimizers.append(torch.optim.SGD(last.parameters(), 0.1, momentum=0.9))
         scheduler = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, 0.02, total_steps=20 * epochs
         )
@@ -119,7 +130,7 @@ def maker(
             GenericTrainerConfig(**defaults | settings),
             fabric,
             model,
-            optimizer,
+            optimizers,
             scheduler,
             training_step=step,
             callbacks=[Counts()],
@@ -151,9 +162,11 @@ def killed(run_dir: Path, step: int) -> None:
     fit()
 
 
-def main(folder: Path, accumulation: int, workers: int, stride: int) -> None:
-    """Stop at every *stride*-th edge in two processes, and compare in each."""
-    fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
+def main(
+    folder: Path, accumulation: int, workers: int, stride: int, processes: int = 2
+) -> None:
+    """Stop at every *stride*-th edge in all *processes*, and compare in each."""
+    fabric = Fabric(accelerator="cpu", devices=processes, strategy="ddp")
     fabric.launch()
     seen: list[list[int]] = []
     make = maker(fabric, seen, accumulation=accumulation, workers=workers)
@@ -178,4 +191,4 @@ def main(folder: Path, accumulation: int, workers: int, stride: int) -> None:
 if __name__ == "__main__" and sys.argv[1] == "kill":
     killed(Path(sys.argv[2]), int(sys.argv[3]))
 elif __name__ == "__main__":
-    main(Path(sys.argv[1]), *map(int, sys.argv[2:5]))
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))

@@ -1,4 +1,4 @@
-"""What `test__distributed.py` runs in two processes; each writes what it saw."""
+"""What `test_collectives.py` runs in two processes; each writes what it saw."""
 
 from __future__ import annotations
 

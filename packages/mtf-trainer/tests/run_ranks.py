@@ -28,10 +28,16 @@ from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
-from mtf_trainer import _comm_hooks, _rank_errors, _sharded
-from mtf_trainer._agreement import StopAgreement
-from mtf_trainer._comm_hooks import ddp_state, load_ddp_state
-from mtf_trainer._rank_errors import RankErrors
+from mtf_trainer import CheckpointSettings
+from mtf_trainer._ranks import comm_hooks, rank_errors
+from mtf_trainer._ranks.agreement import StopAgreement
+from mtf_trainer._ranks.comm_hooks import ddp_state, load_ddp_state
+from mtf_trainer._ranks.rank_errors import RankErrors
+from mtf_trainer._saving import sharded as sharded_module
+from mtf_trainer._saving.commit import is_committed
+from mtf_trainer._saving.files import age, put_in_order
+from mtf_trainer._saving.folder_saver import FolderSaver
+from mtf_trainer._saving.spread import take_out
 from mtf_trainer.errors import CheckpointError, CheckpointWriteError
 
 DEADLINE_S = 120
@@ -142,7 +148,7 @@ def lost(fabric: Any, folder: Path, arguments: list[str]) -> dict[str, Any]:
 
     with RankErrors(fabric, grace_s=0.5), RankErrors(fabric):
         dist.all_reduce(torch.zeros(1))
-    assert _rank_errors.EXIT_RANK_FAILED == 70
+    assert rank_errors.EXIT_RANK_FAILED == 70
     with RankErrors(fabric, grace_s=0.5 if kind == "hang" else 30):
         for number in range(10):
             step(number)
@@ -178,7 +184,7 @@ class Trained:
         self.module = module
         self.model, self.optimizer = fabric.setup(module, optimizer)
         self.ddp = next(m for m in self.model.modules() if hasattr(m, "reducer"))
-        self.comm = _comm_hooks.register(
+        self.comm = comm_hooks.register(
             self.model, kind, powersgd_rank=2, powersgd_start_step=2
         )
 
@@ -320,7 +326,13 @@ class Sharded:
 
     def state(self) -> dict[str, Any]:
         """Return model and optimizer."""
-        return _sharded.take_state(self.model, [self.optimizer])
+        optimizer = self.optimizer.state_dict()
+        return {"model": dict(self.model.state_dict()), "optimizers": [optimizer]}
+
+    def load(self, state: Any) -> None:
+        """Take over what was loaded."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizers"][0])
 
     def content(self) -> dict[str, Any]:
         """Return what is saved."""
@@ -337,14 +349,25 @@ class Sharded:
         }
 
     def target(self) -> dict[str, Any]:
-        """Return what is to be filled."""
+        """Return what is to be filled, by place."""
         zeros = torch.zeros_like(self.weight())
-        return {**self.state(), "locals": {"grads": {"0.weight": zeros}}}
+        return flat({**self.state(), "locals": {"grads": {"0.weight": zeros}}})
 
     def save(self, name: str, content: Any, folder: Path | None = None) -> Path | str:
         """Return where it lies, or the error."""
+        folder = folder or self.folder
+        saver = FolderSaver(folder, CheckpointSettings(asynchronous=False), parent=None)
+        epoch, step = age(Path(name))
         try:
-            return _sharded.save_sharded(folder or self.folder, content, name=name)
+            return sharded_module.save_sharded(
+                folder / name,
+                content,
+                lambda whole, marker: (
+                    saver.finish(
+                        whole, marker, epoch=epoch, global_step=step, metrics={}
+                    ).path
+                ),
+            )
         except CheckpointError as error:
             return f"{type(error).__name__}: {error}"
 
@@ -357,12 +380,20 @@ class Sharded:
             change(copy)
         self.fabric.barrier()
         try:
-            _sharded.load_sharded(copy, self.target() if target is None else target)
+            wanted = self.target() if target is None else target
+            sharded_module.load_sharded(copy, lambda _: wanted)
         except CheckpointError as error:
             return f"{type(error).__name__}: {error}"
         finally:
             self.fabric.barrier()
         return "loaded"
+
+
+def flat(content: Any) -> dict[str, Any]:
+    """Return the spread tensors in *content*, by place."""
+    found: dict[str, Any] = {}
+    take_out(content, found, {})
+    return found
 
 
 def flip(file: Path) -> None:
@@ -399,8 +430,10 @@ def sharded(fabric: Any, folder: Path, _: list[str]) -> dict[str, Any]:
         "full": [p.full_tensor().tolist() for p in run.model.parameters()],
         "whole": run.train(range(3, 6)),
     }
-    loaded = _sharded.load_sharded(path, run.target())
-    _sharded.load_state(run.model, [run.optimizer], loaded)
+    told["whole_again"] = loaded_alone(run, path)
+    wanted = run.target()
+    loaded = sharded_module.load_sharded(path, lambda _: wanted)
+    run.load(loaded)
     same = loaded["locals"][0]["grads"]["0.weight"].to_local()
     return told | {
         "resume": loaded["resume"]["pair"][1],
@@ -413,6 +446,17 @@ def sharded(fabric: Any, folder: Path, _: list[str]) -> dict[str, Any]:
     }
 
 
+def loaded_alone(run: Sharded, path: Path) -> bool:
+    """Tell whether one process alone gets what is in the pieces of both."""
+    alone = sharded_module.load_whole(path)
+    wanted = run.target()
+    loaded = sharded_module.load_sharded(path, lambda _: wanted)
+    names = loaded["model"]
+    return all(
+        torch.equal(alone["model"][n], loaded["model"][n].full_tensor()) for n in names
+    )
+
+
 def damaged(run: Sharded) -> dict[str, str]:
     """Load what is not whole, or not this model's."""
     refused, target, state = run.refused, run.target(), run.state()
@@ -421,13 +465,14 @@ def damaged(run: Sharded) -> dict[str, str]:
     metadata = (run.folder / run.name / ".metadata").read_bytes()
     moved = metadata.replace(b"__1_0.distcp", b"../../passwd")
     code = pickle.dumps(Malicious(run.folder / "ran"))
-    alike = dict.fromkeys(state["model"], run.weight())
-    fewer = {"locals": target["locals"], "model": state["model"]}
+    alike = flat({"model": dict.fromkeys(state["model"], run.weight())})
+    fewer = flat({"model": state["model"]})
+    fewer["/locals/grads/0.weight"] = run.weight()
     return {
         "uncommitted": refused(lambda c: (c / "commit.json").unlink()),
         "marker": refused(lambda c: (c / "commit.json").write_text("{", "utf-8")),
         "escape": refused(lambda c: edit(c, files={"../rank_00000.pt": "0" * 64})),
-        "version": refused(lambda c: edit(c, version=2)),
+        "version": refused(lambda c: edit(c, version=1)),
         "flipped": refused(lambda c: flip(c / "__1_0.distcp")),
         "missing": refused(lambda c: (c / "__0_0.distcp").unlink()),
         "moment": refused(lambda c: replace(c, "rank_00001.pt", foreign)),
@@ -436,8 +481,8 @@ def damaged(run: Sharded) -> dict[str, str]:
         "elsewhere": refused(lambda c: replace(c, ".metadata", moved)),
         "fewer": refused(lambda _: None, fewer),
         "none": refused(lambda _: None, {}),
-        "more": refused(lambda _: None, target | {"more": run.weight()}),
-        "shape": refused(lambda _: None, target | {"model": alike}),
+        "more": refused(lambda _: None, target | {"/more": run.weight()}),
+        "shape": refused(lambda _: None, target | alike),
         "intact": refused(lambda _: None),
     }
 
@@ -445,26 +490,29 @@ def damaged(run: Sharded) -> dict[str, str]:
 def interrupted(run: Sharded) -> dict[str, Any]:
     """Save after a save that was cut off, and where nothing can be saved."""
     folder, path = run.folder, run.folder / run.name
+    other = folder / "epoch_001_step_000004.ckpt"
     if run.rank == 0:
-        (folder / ".epoch_009_step_000009.ckpt.partial").mkdir()
-        path.rename(folder / f".{run.name}.replaced")
-        shutil.copytree(folder / f"copy_{run.name}", folder / ".copy.replaced")
-        (folder / "copy").mkdir()
+        (folder / ".epoch_009_step_000009.ckpt.tmp").mkdir()
+        path.rename(folder / f".{run.name}.old")
+        shutil.copytree(other, folder / f".{other.name}.old")
+        put_in_order(folder)
     run.fabric.barrier()
     small = Path(run.save("epoch_002_step_000005.ckpt", {"resume": {}, "locals": 1}))
+    content = sharded_module.load_sharded(small, lambda _: {})
+    del content["certificate"]
     told: dict[str, Any] = {
-        "committed": [_sharded.is_committed(p) for p in (path, small, folder)],
-        "small": _sharded.load_sharded(small, {}),
-        "in_order": sorted(p.name for p in folder.glob(".*")),
+        "committed": [is_committed(p) for p in (path, small, folder)],
+        "small": content,
+        "in_order": sorted(p.name for p in folder.glob(".*") if p.name != ".lock"),
     }
     file = folder / "file"
     file.touch()
     told["unwritable"] = run.save(run.name, run.content(), file)
     for kind, own in (("unpicklable", lambda: 1), ("code", Malicious(folder / "ran"))):
         bad = {"locals": own if run.rank == 1 else 1, "model": run.state()["model"]}
-        told[kind] = run.save("bad", bad)
+        told[kind] = run.save("epoch_099_step_000099.ckpt", bad)
     run.fabric.barrier()
-    told["left_of_bad"] = [p.name for p in folder.glob("*bad*")]
+    told["left_of_bad"] = [p.name for p in folder.glob("*epoch_099*")]
     told["code_ran"] = (folder / "ran").exists()
     return told
 

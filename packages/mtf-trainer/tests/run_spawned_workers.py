@@ -10,7 +10,7 @@ import torch
 from lightning.fabric import Fabric
 from torch.utils.data import DataLoader, Dataset
 
-from mtf_trainer._data import count_samples, make_source
+from mtf_trainer._data.sources import count_samples, make_source
 
 
 def sample(index: int) -> torch.Tensor:

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from mtf_trainer.__main__ import main
-from mtf_trainer._encryption import generate_key
-from mtf_trainer._saver import Saver
+from mtf_trainer._saving.encryption import generate_key
+from mtf_trainer._saving.saver import Saver
 from mtf_trainer.config import CheckpointSettings
 
 

@@ -270,18 +270,23 @@ def test_what_is_of_another_kind_is_refused(
 
 
 def test_a_path_in_a_listed_module_is_built(registry: Registry, project: Path) -> None:
-    """Classes and functions of the module itself, or of a listed package below."""
+    """Classes and functions of the module itself, or of another that is listed."""
     assert project.is_dir()
     build = partial(registry.build, "model")
 
     net = build("lab_project.models:Net", allowed_modules=["lab_project.models"], width=2)
-    line = build("lab_project.models:make", 2, allowed_modules=["other", "lab_project"])
-    deep = build("lab_project.models:Deep", allowed_modules=["lab_project"])
+    line = build(
+        "lab_project.models:make", 2, allowed_modules=["other", "lab_project.models"]
+    )
+    deep = build(
+        "lab_project.models:Deep",
+        allowed_modules=["lab_project.models", "lab_project.inner"],
+    )
 
     assert (net.width, line.in_features) == (2, 2)
     assert isinstance(deep, nn.Identity)
     with pytest.raises(TypeError, match="takes no 'widht'; did you mean width"):
-        build("lab_project.models:Net", allowed_modules=["lab_project"], widht=2)
+        build("lab_project.models:Net", allowed_modules=["lab_project.models"], widht=2)
 
 
 @pytest.mark.parametrize(
@@ -297,7 +302,7 @@ def test_a_module_that_is_not_listed_is_not_imported(
     """Neither the standard library nor a name that only begins like a listed one."""
     assert project.is_dir()
 
-    for allowed in ((), ("lab_project",), ("lab_project.models", "")):
+    for allowed in ((), ("lab_project", "torch"), ("lab_project.models", "")):
         with pytest.raises(RegistryError, match="is not listed; listed are: "):
             registry.build("model", path, allowed_modules=allowed)
 
@@ -333,7 +338,9 @@ def test_what_a_listed_module_imports_is_not_its_own(
 
     with pytest.raises(RegistryError, match="defines no class or function"):
         registry.build(
-            "model", f"lab_project.models:{attribute}", allowed_modules=["lab_project"]
+            "model",
+            f"lab_project.models:{attribute}",
+            allowed_modules=["lab_project.models"],
         )
 
 
@@ -345,11 +352,13 @@ def test_the_nearest_component_of_a_module_is_told(
 
     with pytest.raises(RegistryError, match="no class or function 'Nett'; did you mean"):
         registry.build(
-            "model", "lab_project.models:Nett", allowed_modules=["lab_project"]
+            "model", "lab_project.models:Nett", allowed_modules=["lab_project.models"]
         )
     with pytest.raises(RegistryError, match="made a str, which is not"):
         registry.build(
-            "model", "lab_project.models:make_text", allowed_modules=["lab_project"]
+            "model",
+            "lab_project.models:make_text",
+            allowed_modules=["lab_project.models"],
         )
 
 
@@ -377,6 +386,16 @@ def test_a_list_of_modules_holds_modules_of_projects(
 
     with pytest.raises(RegistryError, match=told):
         import_listed(name)
+
+
+def test_a_class_of_another_kind_is_not_called(registry: Registry, project: Path) -> None:
+    """What a listed module defines is looked at before it is made."""
+    assert project.is_dir()
+
+    with pytest.raises(RegistryError, match="models:Net is no Optimizer"):
+        registry.build(
+            "optimizer", "lab_project.models:Net", allowed_modules=["lab_project.models"]
+        )
 
 
 def test_the_standard_library_cannot_be_listed(registry: Registry) -> None:

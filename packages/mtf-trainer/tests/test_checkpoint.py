@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 import torch
 
-from mtf_trainer import _files
-from mtf_trainer._encryption import EncryptingFile, Keyring, generate_key
+from mtf_trainer._saving import content as content_module
+from mtf_trainer._saving import files
+from mtf_trainer._saving.encryption import EncryptingFile, Keyring, generate_key
 from mtf_trainer.checkpoint import CheckpointManager, Saved, Saver
 from mtf_trainer.config import CheckpointSettings
 from mtf_trainer.errors import (
@@ -135,7 +136,7 @@ def _hostile(path: Path) -> None:
 
 def resign(path: Path) -> None:
     """Write the digest that the file has now."""
-    _files.put_digests(path, [_files.sha256(path)])
+    files.put_digests(path, [files.sha256(path)])
 
 
 DAMAGES = [
@@ -191,7 +192,7 @@ def test_unreadable_file_is_damaged(
 
     for name in ("sha256", "key_id_of"):
         with monkeypatch.context() as patch:
-            patch.setattr(_files, name, fail)
+            patch.setattr(content_module, name, fail)
             with pytest.raises(
                 CheckpointDamagedError, match="cannot be read: Input/output error"
             ):
@@ -418,7 +419,7 @@ def test_damaged_here_and_good_there(tmp_path: Path, folder: Path) -> None:
     assert [str(w.message).partition(" damaged")[0] for w in told][:2] == [
         "passed over a"
     ] * 2
-    _files.check_digest(second)
+    content_module.check_digest(second)
 
     _cut(tmp_path / "far" / "run" / second.name)
     _cut(second)

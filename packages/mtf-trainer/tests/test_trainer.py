@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 from lightning.fabric import Fabric
-from lightning.fabric.strategies.dp import DataParallelStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from mtf_trainer import (
     EXIT_RESUME,
+    CallbackError,
     CheckpointManager,
     CheckpointMismatchError,
     CheckpointSettings,
@@ -33,10 +33,10 @@ from mtf_trainer import (
     RegistryError,
     SnapshotSettings,
     StopReason,
-    _data,
     read_metrics,
 )
-from mtf_trainer._run_dir import memory_id
+from mtf_trainer._data import sources
+from mtf_trainer._loop.run_dir import memory_id
 from mtf_trainer.trainer import StepFunction
 
 MakeTrainer = Callable[..., GenericTrainer]
@@ -365,13 +365,13 @@ def test_objects_are_set_up_once(
         return wrapped
 
     monkeypatch.setattr(fabric, "setup", counted("setup"))
-    make_source = _data.make_source
+    make_source = sources.make_source
 
     def counted_source(*args: Any, **settings: Any) -> Any:
         calls.append("training" if settings["training"] else "validation")
         return make_source(*args, **settings)
 
-    monkeypatch.setattr(_data, "make_source", counted_source)
+    monkeypatch.setattr(sources, "make_source", counted_source)
 
     trainer = make_trainer()
     for epochs in (1, 2):
@@ -489,7 +489,7 @@ def test_full_disk_keeps_the_last_good_checkpoint(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mtf_trainer._saver.flush", full)
+    monkeypatch.setattr("mtf_trainer._saving.saver.flush", full)
     with pytest.raises(CheckpointWriteError, match=r"epoch_002.*No space left on device"):
         second.fit(loader, max_epochs=2)
     monkeypatch.undo()
@@ -719,10 +719,10 @@ def test_label_smoothing_is_for_training_alone(
     assert smooth.validate(batches)["loss"] == pytest.approx(rows[1])
 
 
-def test_flags_reach_torch(
-    make_trainer: MakeTrainer, loader: DataLoader[Any], monkeypatch: pytest.MonkeyPatch
+def test_algorithms_are_deterministic_while_it_fits(
+    make_trainer: MakeTrainer, loader: DataLoader[Any]
 ) -> None:
-    """Deterministic algorithms for as long as fit runs; checkpointing by the model's own."""
+    """If that is set; and not behind it."""
     deterministic: list[bool] = []
 
     def step(trainer: GenericTrainer, batch: Any, batch_idx: int) -> Tensor:
@@ -730,29 +730,9 @@ def test_flags_reach_torch(
         return cross_entropy(trainer, batch, batch_idx)
 
     make_trainer(step=step, deterministic=True).fit(loader)
+
     assert set(deterministic) == {True}
     assert not torch.are_deterministic_algorithms_enabled()
-
-    class Checkpointed(nn.Linear):
-        enabled = False
-
-        def gradient_checkpointing_enable(self) -> None:
-            self.enabled = True
-
-    model = Checkpointed(4, 2)
-    make_trainer(model=model, gradient_checkpointing=True)
-    assert model.enabled
-    with pytest.raises(ValueError, match="Sequential has no gradient_checkpointing_enab"):
-        make_trainer(gradient_checkpointing=True)
-    compiled: list[object] = []
-
-    def compile_it(model: object) -> object:
-        compiled.append(model)
-        return model
-
-    monkeypatch.setattr(torch, "compile", compile_it)
-    make_trainer(compile=True)
-    assert len(compiled) == 1
 
 
 def test_trainer_is_built_from_a_config(fabric: Fabric, tmp_path: Path) -> None:
@@ -873,10 +853,9 @@ def test_validation_function_is_used(
 def test_objects_set_up_before_are_taken(
     tmp_path: Path, fabric: Fabric, loader: DataLoader[Any]
 ) -> None:
-    """What the caller let Fabric set up is used as it is; half of it is refused."""
+    """What the caller let Fabric set up is used as it is."""
     raw = nn.Linear(4, 2)
-    raw_optimizer = torch.optim.SGD(raw.parameters())
-    model, optimizer = fabric.setup(raw, raw_optimizer)
+    model, optimizer = fabric.setup(raw, torch.optim.SGD(raw.parameters()))
     config = GenericTrainerConfig(run_dir=tmp_path, show_progress=False)
 
     trainer = GenericTrainer(
@@ -885,44 +864,6 @@ def test_objects_set_up_before_are_taken(
 
     assert trainer.model is model
     assert trainer.fit(loader).epoch == 1
-    with pytest.raises(ValueError, match="both model and optimizer, or neither"):
-        GenericTrainer(config, fabric, model, raw_optimizer, training_step=cross_entropy)
-
-
-def test_what_cannot_be_continued_is_refused(tmp_path: Path, fabric: Fabric) -> None:
-    """Strategies and parts that cannot be saved are refused when it is made."""
-    config = GenericTrainerConfig(run_dir=tmp_path)
-    model = nn.Linear(4, 2)
-    optimizer = torch.optim.SGD(model.parameters())
-    no_optimizer: Any = ["sgd"]
-
-    with pytest.raises(TypeError, match="there is none"):
-        GenericTrainer(config, fabric, model, [], training_step=cross_entropy)
-    with pytest.raises(TypeError, match=r"must be a torch\.optim\.Optimizer, not 'sgd'"):
-        GenericTrainer(config, fabric, model, no_optimizer, training_step=cross_entropy)
-    with pytest.raises(TypeError, match="scheduler must be a scheduler of torch"):
-        GenericTrainer(
-            config, fabric, model, optimizer, "cosine", training_step=cross_entropy
-        )
-    with pytest.raises(TypeError, match="model must be a torch"):
-        GenericTrainer(
-            config,
-            fabric,
-            torch.ones,  # type: ignore[arg-type]
-            optimizer,
-            training_step=cross_entropy,
-        )
-    with pytest.raises(ValueError, match="not DataParallelStrategy"):
-        GenericTrainer(
-            config,
-            Fabric(
-                accelerator="cpu",
-                strategy=DataParallelStrategy(parallel_devices=[torch.device("cpu")]),
-            ),
-            model,
-            optimizer,
-            training_step=cross_entropy,
-        )
 
 
 def test_max_epochs_below_one_is_refused(
@@ -931,3 +872,23 @@ def test_max_epochs_below_one_is_refused(
     """Nothing is done for a number of epochs that makes no sense."""
     with pytest.raises(ValueError, match="max_epochs must be at least 1, not 0"):
         make_trainer().fit(loader, max_epochs=0)
+
+
+@pytest.mark.parametrize("hook", ["on_fit_start", "on_fit_end"])
+def test_an_error_at_either_end_of_fit_is_told_to_callbacks(
+    make_trainer: MakeTrainer, loader: Any, hook: str
+) -> None:
+    """``on_exception`` is called for what the first and the last hook raise, too."""
+    told: list[BaseException] = []
+
+    class Fails:
+        def on_exception(self, _: Any, error: BaseException) -> None:
+            told.append(error)
+
+    def fail(*_: Any) -> None:
+        raise ValueError
+
+    setattr(Fails, hook, fail)
+    with pytest.raises(CallbackError):
+        make_trainer(parts={"callbacks": [Fails()]}).fit(loader)
+    assert [type(error) for error in told] == [CallbackError]

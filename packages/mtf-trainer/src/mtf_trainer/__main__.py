@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.command(options))
     except MtfTrainerError as error:
-        from mtf_trainer._report import printable  # noqa: PLC0415 - loads torch
+        from mtf_trainer._verify.report import printable  # noqa: PLC0415 - loads torch
 
         sys.stderr.write(f"{_PROGRAM}: {printable(str(error))}\n")
         return int(options.exit_code)
@@ -159,10 +159,10 @@ def _settings(options: argparse.Namespace) -> CheckpointSettings:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from mtf_trainer._encryption import Keyring  # noqa: PLC0415
-    from mtf_trainer._report import as_json, as_text  # noqa: PLC0415 - loads torch
-    from mtf_trainer._rerun import is_function_name, pairs, replay  # noqa: PLC0415
-    from mtf_trainer._verify import verify  # noqa: PLC0415
+    from mtf_trainer._saving.encryption import Keyring  # noqa: PLC0415
+    from mtf_trainer._verify.report import as_json, as_text  # noqa: PLC0415 - loads torch
+    from mtf_trainer._verify.rerun import is_function_name, pairs, replay  # noqa: PLC0415
+    from mtf_trainer._verify.verify import verify  # noqa: PLC0415
 
     function = options.replay
     if function is None and options.start is not None:
@@ -192,8 +192,8 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    from mtf_trainer._report import printable  # noqa: PLC0415 - loads torch
-    from mtf_trainer._show import describe, find  # noqa: PLC0415
+    from mtf_trainer._verify.report import printable  # noqa: PLC0415 - loads torch
+    from mtf_trainer._verify.show import describe, find  # noqa: PLC0415
 
     settings = _settings(options)
     for line in describe(find(options.path), settings, tensors=options.tensors):
@@ -202,7 +202,7 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _keygen(options: argparse.Namespace) -> int:
-    from mtf_trainer._encryption import generate_key  # noqa: PLC0415
+    from mtf_trainer._saving.encryption import generate_key  # noqa: PLC0415
 
     del options
     print(generate_key())  # noqa: T201 - its purpose

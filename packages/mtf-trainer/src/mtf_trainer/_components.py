@@ -76,7 +76,7 @@ class _Trainer(Protocol):
 
 
 def components_from_config(
-    config: Mapping[str, Any], registry: Registry, modules: Sequence[str] | None = None
+    config: Mapping[str, Any], registry: Registry, modules: Sequence[str] = ()
 ) -> Components:
     """Build the components of *config* from *registry*; see `mtf_trainer.registry`."""
     sections = (*_COMPONENTS, *_SETTINGS, *_OTHERS)
@@ -272,13 +272,11 @@ def _with_paths(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _modules(named: object, given: Sequence[str] | None) -> tuple[str, ...]:
+def _modules(named: object, given: Sequence[str]) -> tuple[str, ...]:
     """Return the modules that paths may lie in."""
     if not isinstance(named, list | tuple):
         message = f"modules must be a list of names, not {named!r}"
         raise TypeError(message)
-    if given is None:
-        return tuple(named)
     for each in named:
         if each not in given:
             listed = ", ".join(given) or "none"

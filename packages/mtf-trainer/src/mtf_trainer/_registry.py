@@ -1,8 +1,10 @@
 """Find components by name: those registered, torch's own, and those of listed modules.
 
-A name never imports anything. Only a path, ``package.module:attr``, does, and only inside
-modules that the caller lists; what is found there must be a class or function that is
-defined there too, so that no import of such a module becomes callable by a config.
+A name never imports anything. Only a path, ``package.module:attr``, does, and only of a
+module that the caller lists: to list a package opens nothing that lies in it. What is
+found there must be a class or function that a listed module defines, so that no import of
+such a module becomes callable by a config; a class must be of the kind asked for before it
+is called.
 """
 
 from __future__ import annotations
@@ -43,6 +45,10 @@ _BUILDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = MappingProxyType(
         "loss": ("something to call", callable),
         "callback": ("a callback", lambda v: v is not None),
     }
+)
+
+_BASES: Mapping[str, type] = MappingProxyType(
+    {"model": nn.Module, "optimizer": Optimizer, "scheduler": LRScheduler}
 )
 
 
@@ -110,7 +116,7 @@ class Registry:
                 ``torch.optim.lr_scheduler`` by its name or that in lower case; or
                 ``package.module:attr``.
             args: Handed to it, as an optimizer's parameters.
-            allowed_modules: A path must lie in one of these; never the standard library.
+            allowed_modules: Those that a path may name; never the standard library.
             kwargs: Handed to it by name.
 
         Raises:
@@ -146,7 +152,12 @@ class Registry:
             message = f"a {kind} is given by its name, not by {name_or_path!r}"
             raise RegistryError(message)
         if ":" in name_or_path:
-            return _import_path(name_or_path, tuple(allowed_modules))
+            imported = _import_path(name_or_path, frozenset(allowed_modules))
+            base = _BASES.get(kind)
+            if base and inspect.isclass(imported) and not issubclass(imported, base):
+                message = f"{name_or_path} is no {base.__name__}, as a {kind} must be"
+                raise RegistryError(message)
+            return imported
         found = self._find(kind, name_or_path)
         if found is None:
             hint = did_you_mean(name_or_path, self.names(kind))
@@ -200,13 +211,13 @@ def import_listed(name: object) -> ModuleType:
         raise RegistryError(message) from error
 
 
-def _import_path(path: str, allowed: tuple[str, ...]) -> Callable[..., Any]:
+def _import_path(path: str, allowed: frozenset[str]) -> Callable[..., Any]:
     module_name, _, attribute = path.partition(":")
     if not _MODULE.fullmatch(module_name) or not _ATTRIBUTE.fullmatch(attribute):
         message = f"{path!r} is no path of a component, as package.module:attr"
         raise RegistryError(message)
-    if not _is_listed(module_name, allowed):
-        listed = ", ".join(allowed) or "none"
+    if module_name not in allowed:
+        listed = ", ".join(sorted(allowed)) or "none"
         message = f"{path}: module {module_name} is not listed; listed are: {listed}"
         raise RegistryError(message)
     module = import_listed(module_name)
@@ -215,17 +226,13 @@ def _import_path(path: str, allowed: tuple[str, ...]) -> Callable[..., Any]:
         for name, value in vars(module).items()
         if _ATTRIBUTE.fullmatch(name)
         and (inspect.isclass(value) or inspect.isfunction(value))
-        and _is_listed(value.__module__, allowed)
+        and value.__module__ in allowed
     }
     if attribute not in public:
         hint = did_you_mean(attribute, sorted(public))
         message = f"{module_name} defines no class or function {attribute!r}{hint}"
         raise RegistryError(message)
     return public[attribute]
-
-
-def _is_listed(module: str, allowed: tuple[str, ...]) -> bool:
-    return any(module == each or module.startswith(f"{each}.") for each in allowed)
 
 
 def _classes(module: ModuleType, base: type) -> dict[str, Callable[..., Any]]:

@@ -6,7 +6,8 @@ all of these together. Every key of a checkpoint's content feeds exactly one par
 ========= ==========================================================================
 part      keys of the content
 ========= ==========================================================================
-weights   ``model``, ``ema``; ``ddp`` (buffers) of each process
+weights   ``model``, ``ema``, ``buffers`` (those not in the model's ``state_dict``);
+          ``ddp`` (buffers) of each process
 optimizer ``optimizers``, ``schedulers``, ``precision``; ``grads`` and ``comm`` of each
           process
 rng       ``rng`` of each process
@@ -54,6 +55,7 @@ _HEX: Final = re.compile(r"[0-9a-f]{64}")
 _PART_OF_KEY: Final = {
     "model": "weights",
     "ema": "weights",
+    "buffers": "weights",
     "optimizers": "optimizer",
     "schedulers": "optimizer",
     "precision": "optimizer",

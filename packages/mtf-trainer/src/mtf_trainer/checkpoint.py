@@ -19,28 +19,29 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from mtf_trainer._background import Area, Background, StartWriter
-from mtf_trainer._backup import Backup
-from mtf_trainer._encryption import Keyring, generate_key, key_id_of
-from mtf_trainer._files import (
+from mtf_trainer._saving.background import Area, Background, StartWriter
+from mtf_trainer._saving.backup import Backup
+from mtf_trainer._saving.commit import is_committed
+from mtf_trainer._saving.content import check_digest, load_content
+from mtf_trainer._saving.encryption import Keyring, generate_key, key_id_of
+from mtf_trainer._saving.files import (
     LATEST,
     aside_of,
-    check_digest,
     checkpoint_name,
     checkpoints_in,
-    is_leftover,
-    load_content,
+    put_in_order,
     sync_folder,
     writing,
 )
-from mtf_trainer._ledger import Ledger
-from mtf_trainer._save_schedule import SaveSchedule
-from mtf_trainer._saver import Saved, Saver
-from mtf_trainer._weights import LoadReport, load_weights
+from mtf_trainer._saving.ledger import Ledger
+from mtf_trainer._saving.save_schedule import SaveSchedule
+from mtf_trainer._saving.saver import Saved, Saver
+from mtf_trainer._saving.weights import LoadReport, load_weights
 from mtf_trainer.config import CheckpointSettings
 from mtf_trainer.errors import (
     BackupError,
     CheckpointDamagedError,
+    CheckpointMismatchError,
     CheckpointWarning,
     CheckpointWriteError,
     SnapshotError,
@@ -122,9 +123,7 @@ class CheckpointManager:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with writing(self._folder):
-                for path in self._folder.iterdir():
-                    if is_leftover(path):
-                        path.unlink()
+                put_in_order(self._folder)
                 probe = aside_of(self._folder / LATEST)
                 probe.touch()
                 probe.unlink()
@@ -162,6 +161,7 @@ class CheckpointManager:
         Raises:
             CheckpointDamagedError: If there are checkpoints, and all are damaged: to
                 start anew then would waste what might be repaired.
+            CheckpointMismatchError: If the newest good one is of a sharded model.
             EncryptionError: If the newest is encrypted, and the key is not at hand.
             CheckpointWriteError: If the write under way failed, and that is to stop; if
                 a copy cannot be brought back.
@@ -263,7 +263,7 @@ class CheckpointManager:
     def _load(self, path: Path) -> dict[str, Any]:
         try:
             check_digest(path)
-            is_plain = key_id_of(path) is None
+            is_plain = path.is_dir() or key_id_of(path) is None
         except OSError as error:
             problem = f"cannot be read: {error.strerror or error}"
             raise CheckpointDamagedError(path, problem) from error
@@ -275,6 +275,12 @@ class CheckpointManager:
 
     def _newest_here(self, paths: list[Path]) -> tuple[Path, dict[str, Any]] | None:
         for path in paths:
+            if is_committed(path):
+                problem = (
+                    "is spread over processes: go on with Fabric's ModelParallelStrategy, "
+                    "or take its weights with load_weights"
+                )
+                raise CheckpointMismatchError(path, "model", problem)
             try:
                 return path, self._load(path)
             except CheckpointDamagedError as error:

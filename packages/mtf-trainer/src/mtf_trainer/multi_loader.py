@@ -56,7 +56,7 @@ class MultiLoader:
         loss_weights: What the loss of a batch is multiplied by, by loader; 1 if not named.
         optimizers: Which optimizer steps, by loader, as its index in the trainer's list;
             None for all of them. A window of accumulated batches steps each that one of
-            its batches names.
+            its batches names, and the schedulers that step with those.
         validation: Whether the metrics of a validation are means over all samples, means
             over the means of loaders, or over all samples and each loader's apart.
 

@@ -48,7 +48,7 @@ register("model", "mlp")(mlp)
 
 
 def components_from_config(
-    config: Mapping[str, Any], modules: Sequence[str] | None = None
+    config: Mapping[str, Any], modules: Sequence[str] = ()
 ) -> Components:
     """Build model, loaders, optimizer and scheduler from *config*.
 
@@ -68,18 +68,17 @@ def components_from_config(
                  and ``limits``
     seed         as in `GenericTrainerConfig`; the model is drawn from it too
     run_dir      the folder the trainer writes to
-    modules      modules that are imported, and that paths may lie in
+    modules      may be missing; modules it needs, which the program must list
     ============ ====================================================================
 
     A dataset's ``collate_fn``, if it has one, makes its batches.
 
-    Whoever may write ``modules`` may run any installed code but that of Python itself. A
-    program that takes configs from others passes *modules*: those are imported then, and
-    the config may name no others.
+    Whoever may name a module may run what it defines: so it is the program that lists
+    them, each by its own name. A package does not stand for what lies in it.
 
     Args:
         config: As above; plain data.
-        modules: The modules that this program allows; None allows what the config lists.
+        modules: Imported, and open to paths.
 
     Raises:
         RegistryError: If a component is unknown, or its module is not listed.

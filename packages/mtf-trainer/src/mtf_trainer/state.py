@@ -158,7 +158,7 @@ class TrainMicroState:
         closes_window: Whether the last of them ended its window.
         is_last: Whether the last of them was the epoch's last.
         stepped: Whether the optimizer step of that window is done.
-        optimizers: Indices of the optimizers that the open window is for.
+        optimizers: Indices of the optimizers that the window is for; none for all.
         epoch_sums: By name, the sum of a metric over the epoch's lines so far, and the
             number of samples in it.
     """
@@ -200,7 +200,7 @@ class LocalState:
         train_means: As `Means.state_dict` gives it.
         val_means: By loader.
         grads: Gradients by name of the parameter, in the middle of a window; else None.
-        ddp: What DDP keeps for itself, as `_comm_hooks.ddp_state` gives it; else None.
+        ddp: What DDP keeps for itself, as `mtf_trainer._ranks.comm_hooks.ddp_state` gives it; else None.
         comm: State of the gradients' communication hook; else None.
     """
 

@@ -21,29 +21,34 @@ from typing import Any, Self, cast
 
 import torch
 from lightning.fabric import Fabric
-from lightning.fabric.strategies.ddp import DDPStrategy
-from lightning.fabric.strategies.single_device import SingleDeviceStrategy
-from lightning.fabric.wrappers import is_wrapped
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from mtf_trainer import _comm_hooks, _data
-from mtf_trainer._agreement import StopAgreement
-from mtf_trainer._capture import Objects
-from mtf_trainer._guard import Guard
+from mtf_trainer._data import sources
+from mtf_trainer._data.source import Source
+from mtf_trainer._guards.guard import Guard
+from mtf_trainer._guards.limits import Deadline
+from mtf_trainer._guards.signals import StopSignals
+from mtf_trainer._guards.watchdog import Watchdog
 from mtf_trainer._hooks import Hooks
-from mtf_trainer._keeper import Keeper
-from mtf_trainer._limits import Deadline
-from mtf_trainer._loop import PhaseLoop, SchedulerSpec, StepResult, Stopped
-from mtf_trainer._means import Average, Means, combine
-from mtf_trainer._rank_errors import RankErrors
-from mtf_trainer._replay import TARGET
-from mtf_trainer._run import RollBack, Run
-from mtf_trainer._save_schedule import SaveSchedule
-from mtf_trainer._signals import StopSignals
-from mtf_trainer._source import Source
-from mtf_trainer._watchdog import Watchdog
+from mtf_trainer._loop.capture import Objects
+from mtf_trainer._loop.keeper import Keeper
+from mtf_trainer._loop.means import Average, Means, combine
+from mtf_trainer._loop.parts import (
+    as_list,
+    as_spec,
+    check_parts,
+    deterministic,
+    set_up_model,
+)
+from mtf_trainer._loop.phase_loop import PhaseLoop, SchedulerSpec, StepResult, Stopped
+from mtf_trainer._loop.run import RollBack, Run
+from mtf_trainer._ranks import comm_hooks
+from mtf_trainer._ranks.agreement import StopAgreement
+from mtf_trainer._ranks.rank_errors import RankErrors
+from mtf_trainer._ranks.sharding import is_sharded
+from mtf_trainer._saving.save_schedule import SaveSchedule
+from mtf_trainer._verify.replay import TARGET
 from mtf_trainer.config import GenericTrainerConfig, check_count
 from mtf_trainer.ema import WeightAverage
 from mtf_trainer.errors import DataError
@@ -74,7 +79,8 @@ class GenericTrainer(PhaseLoop):
 
     Args:
         config: The settings.
-        fabric: With one device, or with the ``ddp`` strategy.
+        fabric: With one device, with the ``ddp`` strategy, or launched with
+            ``ModelParallelStrategy`` for a model sharded with ``fully_shard``.
         model: The module to train; afterwards use `model` of the trainer.
         optimizer: Over parameters of *model*; or several.
         scheduler: One or several; a `SchedulerSpec` says when it steps, a scheduler alone
@@ -113,19 +119,15 @@ class GenericTrainer(PhaseLoop):
         wandb_run: object = None,
         requeue: Callable[[], None] | None = None,
     ) -> None:
-        optimizers = _as_list(optimizer)
-        specs = [_as_spec(each, config) for each in _as_list(scheduler)]
-        _check_parts(fabric, model, optimizers)
+        optimizers = as_list(optimizer)
+        specs = [as_spec(each, config) for each in as_list(scheduler)]
+        check_parts(fabric, model, optimizers)
         self._training_step = training_step
         self._validation_step = validation_step
         self._check_steps()
-        model, optimizers = _set_up_model(config, fabric, model, optimizers)
+        model, optimizers = set_up_model(config, fabric, model, optimizers)
         decay = config.ema_decay
         ema = None if decay is None else WeightAverage(model, decay)
-        scales = getattr(fabric.strategy.precision, "scaler", None) is not None
-        if scales and len(optimizers) > 1:
-            message = "fp16 with several optimizers is not supported: use bf16"
-            raise ValueError(message)
         super().__init__(config, fabric, model, optimizers, specs, ema)
         if wandb_run is not None:
             trackers = [*trackers, WandbTracker(wandb_run)]
@@ -137,7 +139,7 @@ class GenericTrainer(PhaseLoop):
         comm = None
         if config.comm_hook != "none" and fabric.world_size > 1:
             rank = config.powersgd_rank
-            comm = _comm_hooks.register(model, config.comm_hook, powersgd_rank=rank)
+            comm = comm_hooks.register(model, config.comm_hook, powersgd_rank=rank)
         self._objects = Objects(
             fabric=fabric,
             model=model,
@@ -267,7 +269,7 @@ class GenericTrainer(PhaseLoop):
         By default the length of the first dimension of the first tensor in it. Override
         this for batches of another form.
         """
-        return _data.count_samples(batch)
+        return sources.count_samples(batch)
 
     def cross_entropy(self, z_BC: Tensor, y_B: Tensor) -> Tensor:
         """Return the cross entropy, in training with ``config.label_smoothing``.
@@ -358,7 +360,7 @@ class GenericTrainer(PhaseLoop):
         train = self._source(train_loader, training=True)
         val = None if val_loader is None else self._source(val_loader)
         with ExitStack() as stack:
-            stack.enter_context(_deterministic(enabled=self.config.deterministic))
+            stack.enter_context(deterministic(enabled=self.config.deterministic))
             run, keeper = self._open(stack, train, val, max_epochs, max_steps)
             run.average = _average_of(val_loader)
             if isinstance(train_loader, MultiLoader):
@@ -368,24 +370,24 @@ class GenericTrainer(PhaseLoop):
                 keeper.begin(run, trained=self._trained)
             self._trained = True
             self._resume_loop(run)
-            self._hooks.call("on_fit_start", self)
             try:
+                self._hooks.call("on_fit_start", self)
                 reason = self._train(run)
                 keeper.end(run, complete=reason not in _TO_BE_CONTINUED)
+                result = FitResult(
+                    reason=reason,
+                    epoch=self._at.epoch,
+                    global_step=self._at.global_step,
+                    metrics=dict(self._at.metrics),
+                    best_metric=self._at.best,
+                    checkpoint=keeper.checkpoint,
+                    resumed_from=keeper.resumed_from,
+                    steps_lost=keeper.steps_lost,
+                )
+                self._hooks.call("on_fit_end", self, result)
             except Exception as error:
                 self._hooks.call("on_exception", self, error)
                 raise
-            result = FitResult(
-                reason=reason,
-                epoch=self._at.epoch,
-                global_step=self._at.global_step,
-                metrics=dict(self._at.metrics),
-                best_metric=self._at.best,
-                checkpoint=keeper.checkpoint,
-                resumed_from=keeper.resumed_from,
-                steps_lost=keeper.steps_lost,
-            )
-            self._hooks.call("on_fit_end", self, result)
         if result.exit_code and self._requeue is not None and self.fabric.is_global_zero:
             self._requeue()
         return result
@@ -438,7 +440,7 @@ class GenericTrainer(PhaseLoop):
             max_steps=max_steps,
             probe=probe,
             progress=progress,
-            scales=getattr(fabric.strategy.precision, "scaler", None) is not None,
+            scales=self._scaler is not None,
             distributed=distributed,
             attention=probe is not None,
         )
@@ -479,7 +481,7 @@ class GenericTrainer(PhaseLoop):
             try:
                 if self._at.phase is Phase.TRAIN_START_EPOCH and self._is_done(run):
                     self._at.phase = Phase.TRAINING_COMPLETE
-                elif self._at.phase is not Phase.INIT and self._has_enough_steps(run):
+                elif self._has_enough_steps(run) and not self._ends_step():
                     return StopReason.MAX_STEPS
                 run.keeper.start_streams()
                 self._drive(run)
@@ -556,9 +558,12 @@ class GenericTrainer(PhaseLoop):
         found, held = [], self._batch
         with self._evaluating(), torch.no_grad():
             for batch_idx, batch in enumerate(self._source(loader).batches(0, None)):
-                if batch.num_samples:
-                    self._batch = batch
-                    found.append(_to_cpu(self.predict_step(batch.data, batch_idx)))
+                self._batch = batch
+                # All processes take part in a forward pass of a sharded model.
+                if batch.num_samples or is_sharded(self.fabric):
+                    value = self.predict_step(batch.data, batch_idx)
+                    if batch.num_samples:
+                        found.append(_to_cpu(value))
         self._batch = held
         return found
 
@@ -593,7 +598,7 @@ class GenericTrainer(PhaseLoop):
         known = self._sources.get((id(loader), training))
         if known is None:
             accumulation = self.config.gradient_accumulation_steps if training else 1
-            source = _data.make_source(
+            source = sources.make_source(
                 self.fabric,
                 loader,
                 seed=self.config.seed,
@@ -609,88 +614,6 @@ class GenericTrainer(PhaseLoop):
 
 def _average_of(loader: Loader) -> Average:
     return loader.validation if isinstance(loader, MultiLoader) else "samples"
-
-
-def _as_list(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _as_spec(scheduler: Any, config: GenericTrainerConfig) -> SchedulerSpec:
-    if isinstance(scheduler, SchedulerSpec):
-        return scheduler
-    if not isinstance(scheduler, LRScheduler):
-        message = f"scheduler must be a scheduler of torch, not {scheduler!r}"
-        raise TypeError(message)
-    if isinstance(scheduler, ReduceLROnPlateau):
-        monitor = config.checkpoint.monitor
-        return SchedulerSpec(scheduler=scheduler, interval="metric", monitor=monitor)
-    return SchedulerSpec(scheduler=scheduler, interval=config.scheduler_interval)
-
-
-def _check_parts(fabric: Fabric, model: object, optimizers: Sequence[object]) -> None:
-    if not isinstance(fabric.strategy, SingleDeviceStrategy | DDPStrategy):
-        name = type(fabric.strategy).__name__
-        message = f"fabric must use one device or the ddp strategy, not {name}"
-        raise ValueError(message)  # noqa: TRY004 - of the right type, in another setting
-    if not isinstance(model, nn.Module):
-        message = f"model must be a torch.nn.Module, not {model!r}"
-        raise TypeError(message)
-    if not optimizers:
-        message = "optimizer must be a torch.optim.Optimizer, or several; there is none"
-        raise TypeError(message)
-    for optimizer in optimizers:
-        if not isinstance(optimizer, Optimizer):
-            message = f"optimizer must be a torch.optim.Optimizer, not {optimizer!r}"
-            raise TypeError(message)
-    wrapped = [is_wrapped(part) for part in (model, *optimizers)]
-    if any(wrapped) and not all(wrapped):
-        message = "fabric must have set up both model and optimizer, or neither"
-        raise ValueError(message)
-
-
-def _set_up_model(
-    config: GenericTrainerConfig,
-    fabric: Fabric,
-    model: nn.Module,
-    optimizers: list[Optimizer],
-) -> tuple[nn.Module, list[Optimizer]]:
-    if config.gradient_checkpointing:
-        enable = getattr(model, "gradient_checkpointing_enable", None)
-        if not callable(enable):
-            message = (
-                f"gradient_checkpointing is set, and {type(model).__name__} has no "
-                "gradient_checkpointing_enable(): give it one, or leave it out"
-            )
-            raise ValueError(message)
-        enable()
-    if is_wrapped(model):
-        if config.compile:
-            message = "compile is set, and fabric has set up the model: compile it before"
-            raise ValueError(message)
-        return model, optimizers
-    if config.compile:
-        model = cast(nn.Module, torch.compile(model))
-    model, *optimizers = fabric.setup(model, *optimizers)
-    return model, optimizers
-
-
-@contextmanager
-def _deterministic(*, enabled: bool) -> Iterator[None]:
-    if not enabled:
-        yield
-        return
-    before = torch.are_deterministic_algorithms_enabled()
-    warns = torch.is_deterministic_algorithms_warn_only_enabled()
-    benchmark = torch.backends.cudnn.benchmark
-    torch.use_deterministic_algorithms(True)  # noqa: FBT003 - torch's own signature
-    torch.backends.cudnn.benchmark = False
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before, warn_only=warns)
-        torch.backends.cudnn.benchmark = benchmark
 
 
 def _to_cpu(value: Any) -> Any:

@@ -1,0 +1,1 @@
+"""Where batches come from: orders of samples, streams, loaders, and the contract between."""

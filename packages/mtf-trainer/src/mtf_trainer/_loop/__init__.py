@@ -1,0 +1,1 @@
+"""The state machine of a training, what it stands on, and what keeps its state."""

@@ -1,0 +1,1 @@
+"""Several processes: what they agree on, tell each other, and exchange gradients by."""

@@ -1,0 +1,1 @@
+"""Writing checkpoints and reading them: files, digests, retention, encryption, back-up."""

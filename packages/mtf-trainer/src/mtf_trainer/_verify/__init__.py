@@ -1,0 +1,1 @@
+"""What ``python -m mtf_trainer`` does: chains of certificates, replays, reports."""

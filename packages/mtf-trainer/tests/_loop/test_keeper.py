@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from mtf_trainer import (
+    CheckpointMismatchError,
+    CheckpointSettings,
+    CheckpointWarning,
+    CheckpointWriteError,
+    GenericTrainer,
+    GuardSettings,
+    SnapshotSettings,
+    StopReason,
+    read_metrics,
+)
+from mtf_trainer._loop.run_dir import memory_id
+
+MakeTrainer = Callable[..., GenericTrainer]
+SHM = Path("/dev/shm")  # noqa: S108 - what the package uses
+EVERY_STEP = SnapshotSettings(every_n_steps=1)
+
+
+def step_of(trainer: GenericTrainer, batch: Any, _: int) -> Tensor:
+    """Return the mean loss."""
+    x_BD, y_B = batch
+    return nn.functional.cross_entropy(trainer.model(x_BD), y_B)
+
+
+def fails_at(step: int, error: BaseException) -> Any:
+    """Return a step function that raises *error* once so many steps are done."""
+
+    def training_step(trainer: GenericTrainer, batch: Any, batch_idx: int) -> Tensor:
+        if trainer.global_step == step:
+            raise error
+        return step_of(trainer, batch, batch_idx)
+
+    return training_step
+
+
+def left(run_dir: Path) -> list[Path]:
+    """Return what a run has in shared memory."""
+    run_id = json.loads((run_dir / "run.json").read_text("utf-8"))["run_id"]
+    return sorted(SHM.glob(f"mtf-*{memory_id(run_dir, run_id)}*"))
+
+
+def newest(run_dir: Path) -> str:
+    """Return the name of the newest checkpoint."""
+    return (run_dir / "checkpoints" / "latest.ckpt").resolve().name
+
+
+def test_error_brings_the_snapshot_to_the_disk(
+    make_trainer: MakeTrainer, loader: DataLoader[Any], tmp_path: Path
+) -> None:
+    """After an error of the user's the last snapshot is a checkpoint, and memory free."""
+    with pytest.raises(RuntimeError, match="mine"):
+        make_trainer(step=fails_at(4, RuntimeError("mine")), snapshot=EVERY_STEP).fit(
+            loader
+        )
+
+    assert newest(tmp_path / "run") == "epoch_000_step_000004.ckpt"
+    assert left(tmp_path / "run") == []
+
+
+def test_older_snapshot_does_not_replace_a_newer_checkpoint(
+    make_trainer: MakeTrainer, loader: DataLoader[Any], tmp_path: Path
+) -> None:
+    """Where the disk is ahead of shared memory, an error changes nothing there."""
+    settings = CheckpointSettings(every_n_steps=1, asynchronous=False)
+    trainer = make_trainer(
+        step=fails_at(5, RuntimeError("mine")),
+        snapshot=SnapshotSettings(every_n_steps=3),
+        checkpoint=settings,
+    )
+
+    with pytest.raises(RuntimeError, match="mine"):
+        trainer.fit(loader)
+
+    assert newest(tmp_path / "run") == "epoch_000_step_000005.ckpt"
+    names = [
+        json.loads(line)["global_step"]
+        for line in (tmp_path / "run/checkpoints/chain.jsonl")
+        .read_text("utf-8")
+        .splitlines()
+    ]
+    assert names == [1, 2, 3, 4, 5]
+
+
+def interrupted(make_trainer: MakeTrainer, loader: Any, run_dir: Path) -> list[Path]:
+    """Leave a run with nothing but a snapshot of its fourth step, as a kill does."""
+    trainer = make_trainer(
+        step=fails_at(4, KeyboardInterrupt()), snapshot=EVERY_STEP, run_dir=run_dir
+    )
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(loader)
+    assert not list((run_dir / "checkpoints").glob("*.ckpt"))
+    return left(run_dir)
+
+
+def test_start_that_fails_leaves_the_snapshot_to_the_next(
+    make_trainer: MakeTrainer, loader: DataLoader[Any], tmp_path: Path
+) -> None:
+    """Another model, then a step that fails at once: the snapshot is still there."""
+    run = tmp_path / "run"
+    assert interrupted(make_trainer, loader, run)
+
+    with pytest.raises(CheckpointMismatchError, match="is missing in the checkpoint"):
+        make_trainer(model=nn.Linear(4, 2), snapshot=EVERY_STEP).fit(loader)
+    with pytest.raises(RuntimeError, match="no data"):
+        make_trainer(step=fails_at(4, RuntimeError("no data")), snapshot=EVERY_STEP).fit(
+            loader
+        )
+    assert left(run)
+
+    result = make_trainer(step=step_of, snapshot=EVERY_STEP).fit(loader)
+
+    assert result.resumed_from is not None
+    assert result.resumed_from.parent == SHM
+    assert result.global_step == 6
+    assert left(run) == []
+
+
+def test_snapshot_with_enough_steps_is_brought_to_the_disk(
+    make_trainer: MakeTrainer, loader: DataLoader[Any], tmp_path: Path
+) -> None:
+    """Where nothing is left to do, what shared memory held is saved first."""
+    run = tmp_path / "run"
+    interrupted(make_trainer, loader, run)
+
+    result = make_trainer(snapshot=EVERY_STEP).fit(loader, max_steps=2)
+
+    assert result.reason is StopReason.MAX_STEPS
+    assert newest(run) == "epoch_000_step_000004.ckpt"
+    assert left(run) == []
+
+
+def test_copy_of_a_run_leaves_the_memory_of_the_first_alone(
+    make_trainer: MakeTrainer, loader: DataLoader[Any], tmp_path: Path
+) -> None:
+    """A copied folder neither goes on from the other's snapshot nor deletes it."""
+    run, copy = tmp_path / "run", tmp_path / "copy"
+    before = interrupted(make_trainer, loader, run)
+    shutil.copytree(run, copy, symlinks=True)
+
+    result = make_trainer(run_dir=copy, snapshot=EVERY_STEP).fit(loader)
+
+    assert result.resumed_from is None
+    assert left(run) == before
+    for path in before:
+        path.unlink()
+
+
+def test_stop_that_cannot_be_saved_is_an_error(
+    make_trainer: MakeTrainer, loader: DataLoader[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told to go on after failed writes, a run that is to stop still says it was lost."""
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mtf_trainer._saving.saver.flush", full)
+
+    def step(trainer: GenericTrainer, batch: Any, batch_idx: int) -> Tensor:
+        if trainer.global_step == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return step_of(trainer, batch, batch_idx)
+
+    settings = CheckpointSettings(on_write_error="continue", asynchronous=False)
+    trainer = make_trainer(step=step, checkpoint=settings)
+
+    with (
+        pytest.warns(CheckpointWarning, match="No space left on device"),
+        pytest.raises(CheckpointWriteError, match="was to stop, and could not be saved"),
+    ):
+        trainer.fit(loader)
+
+
+def test_training_that_a_callback_ends_is_saved(
+    make_trainer: MakeTrainer, loader: DataLoader[Any]
+) -> None:
+    """The epoch it ended in has a checkpoint though none was due; it stays ended."""
+
+    class Ends:
+        def on_epoch_metrics(self, trainer: GenericTrainer, _: object) -> None:
+            if trainer.epoch == 2:
+                trainer.request_end()
+
+    settings = CheckpointSettings(every_n_epochs=2, asynchronous=False)
+
+    def make() -> GenericTrainer:
+        return make_trainer(checkpoint=settings, parts={"callbacks": [Ends()]})
+
+    result = make().fit(loader, max_epochs=9)
+    again = make().fit(loader, max_epochs=9)
+
+    assert (result.reason, result.epoch) == (StopReason.ENDED, 3)
+    assert result.checkpoint is not None
+    assert result.checkpoint.name == "epoch_003_step_000018.ckpt"
+    assert (again.reason, again.global_step) == (StopReason.ENDED, 18)
+
+
+def test_each_roll_back_lowers_the_rates_further_and_outlives_a_stop(
+    make_trainer: MakeTrainer, data: TensorDataset, tmp_path: Path
+) -> None:
+    """Three times back is an eighth of the rate; a new start goes on with that."""
+
+    def make(first_good: float) -> GenericTrainer:
+        def step(trainer: GenericTrainer, batch: Any, batch_idx: int) -> Tensor:
+            rate = trainer.optimizer.param_groups[0]["lr"]
+            bad = trainer.epoch == 1 and rate > first_good
+            return step_of(trainer, batch, batch_idx) * (torch.nan if bad else 1.0)
+
+        return make_trainer(
+            step=step,
+            optimizer=lambda p: torch.optim.SGD(p, lr=0.8),
+            log_every_n_steps=1,
+            guard=GuardSettings(on_nonfinite="rollback"),
+        )
+
+    batches = DataLoader(data, batch_size=43)
+    make(0.1).fit(batches, max_epochs=2)
+
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [row["lr"] for row in rows] == pytest.approx([0.8, 0.1])
+    again = make(0.1)
+    again.fit(batches, max_epochs=3)
+    assert again.optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
+
+
+def test_lost_lines_of_metrics_are_told(
+    make_trainer: MakeTrainer, loader: DataLoader[Any], tmp_path: Path
+) -> None:
+    """A file cut short is a warning; a stump of a line does not spoil the next one."""
+    make_trainer(log_every_n_steps=1).fit(loader)
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-30])
+
+    with pytest.warns(CheckpointWarning, match="lines of metrics are lost"):
+        make_trainer(log_every_n_steps=1).fit(loader, max_epochs=2)
+
+    assert [row["step"] for row in read_metrics(path)] == [1, 2, 3, 4, 5, *range(7, 13)]
+
+
+def test_other_order_is_refused_inside_an_epoch(
+    make_trainer: MakeTrainer, loader: DataLoader[Any]
+) -> None:
+    """Another seed would give samples twice; between two epochs it is a warning."""
+    make_trainer().fit(loader, max_steps=3)
+    with pytest.raises(CheckpointMismatchError, match=r"layout\.seed: was 0 and is 1"):
+        make_trainer(seed=1).fit(loader)
+
+    make_trainer().fit(loader)
+    with pytest.warns(CheckpointWarning, match="seed was 0 and is 1 from here on"):
+        make_trainer(seed=1).fit(loader, max_epochs=2)
