@@ -1,0 +1,365 @@
+"""The loop that runs a search: starts what has a place, watches, stops, notes what ended.
+
+There is no batch: whatever ends makes room for the next at the next look. Everything that
+the loop must know to go on stands in the journal before it is acted on, so the loop may be
+killed between any two lines: another one watches what still runs, and starts the rest.
+
+Knows nothing of grids, samplers and terminals.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mtf_gridsearch._progress import Progress, Running, View, is_settled
+from mtf_gridsearch.errors import LauncherError, SearchFolderError
+from mtf_gridsearch.journal import Journal
+from mtf_gridsearch.launcher import JobState, Launcher
+from mtf_gridsearch.metrics_file import CurveReader, summarise
+from mtf_gridsearch.records import (
+    ExperimentRecord,
+    GridExperiment,
+    Status,
+    Supply,
+    Usage,
+)
+
+__all__ = ["Drive", "Settings"]
+
+T = TypeVar("T")
+
+SLICE_S = 0.1  # a wait is cut into these, so that an interrupt is seen
+BATCH = 100  # most that are submitted before it is noted
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """How a loop behaves.
+
+    Attributes:
+        max_running: How many may run at once, besides what the launcher allows.
+        retries: How often an experiment is started again in this run, by how it ended.
+        unknown_grace_s: How long a launcher may know nothing of a job before that counts
+            as its end, in seconds.
+        patience_s: How long a launcher that worked before may fail to answer, in seconds.
+    """
+
+    max_running: int | None = None
+    retries: Mapping[str, int] = field(default_factory=dict)
+    unknown_grace_s: float = 60.0
+    patience_s: float = 600.0
+
+
+class Drive:
+    """Runs one search to its end. Its owner holds the lock of the folder.
+
+    Args:
+        folder: Of the search.
+        save: Writes an experiment's config to a path.
+    """
+
+    def __init__(  # noqa: PLR0913 -- each is another part of a run
+        self,
+        folder: Path,
+        journal: Journal,
+        launcher: Launcher,
+        supply: Supply,
+        *,
+        save: Callable[[GridExperiment[Any], Path], None],
+        view: View,
+        settings: Settings,
+    ) -> None:
+        self._folder, self._journal = folder, journal
+        self._launcher, self._supply = launcher, supply
+        self._save, self._view, self._settings = save, view, settings
+        self._running: dict[str, Running] = {}
+        self._again: deque[GridExperiment[Any]] = deque()
+        self._retried: Counter[tuple[str, Status]] = Counter()
+        self._counts: Counter[Status] = Counter()
+        self._ended = 0
+        self._has_ended: list[ExperimentRecord] = []
+        self._began_s = time.monotonic()
+        self._launcher_failed_s: float | None = None
+        self._launcher_worked = False
+        self._is_interrupted = False
+
+    def interrupt(self) -> None:
+        """Make `run` return soon, with jobs left as they are. For signal handlers."""
+        self._is_interrupted = True
+
+    def run(self) -> bool:
+        """Run until nothing is left; return False if it was interrupted before that.
+
+        Raises:
+            SearchFolderError: If the folder cannot be written.
+            LauncherError: If the launcher starts nothing at all, or fails for long.
+        """
+        self._adopt()
+        while not self._is_interrupted:
+            num_ended = self._look()
+            self._observe()
+            num_started = self._fill()
+            self._show()
+            if self._is_done:
+                return True
+            if not num_ended and not num_started:
+                self._wait(self._launcher.poll_interval_s)
+        return False
+
+    def cancel_all(self) -> None:
+        """Cancel every job, and return when all have ended.
+
+        Raises:
+            SearchFolderError: If the folder cannot be written.
+            LauncherError: If the launcher fails for long.
+        """
+        self._is_interrupted = False
+        while self._running:
+            job_ids = [running.job_id for running in self._running.values()]
+            self._cancel(job_ids)
+            self._look()
+            self._show()
+            if self._running:
+                self._wait(self._launcher.poll_interval_s)
+
+    @property
+    def _is_done(self) -> bool:
+        return not self._running and not self._again and self._supply.is_exhausted
+
+    def _adopt(self) -> None:
+        """Watch what an earlier loop started, and tell the supply what had ended."""
+        for name, record in self._journal.records.items():
+            self._counts[record.status] += 1
+            if record.job_id is not None and record.ended_at is None:
+                self._watch(name, record.job_id, None)
+                self._count(record.status, Status.RUNNING)
+            elif record.status is not Status.MISSING:
+                self._supply.tell(record)
+
+    def _watch(
+        self, name: str, job_id: str, experiment: GridExperiment[Any] | None
+    ) -> None:
+        reader = CurveReader(self._folder / name / "metrics.jsonl")
+        now = time.monotonic()
+        self._running[name] = Running(job_id, reader, experiment, now)
+
+    def _count(self, before: Status, after: Status) -> None:
+        self._counts[before] -= 1
+        self._counts[after] += 1
+
+    def _look(self) -> int:
+        """Ask how jobs are, and note which ended; return how many did."""
+        names = list(self._running)
+        if not names:
+            return 0
+        job_ids = [running.job_id for running in self._running.values()]
+        words = self._ask(lambda: list(self._launcher.states(job_ids)))
+        if words is None:
+            return 0
+        records = []
+        for name, word in zip(names, words, strict=True):
+            running = self._running[name]
+            running.state = JobState(word)
+            if running.state.is_final or self._is_lost(running):
+                records.append(self._end(name, running))
+        self._journal.ended(records)
+        for record in records:
+            running = self._running.pop(record.experiment_name)
+            self._count(Status.RUNNING, record.status)
+            self._supply.tell(self._known(record.experiment_name))
+            self._retry(record, running)
+        self._ended += len(records)
+        self._has_ended.extend(records)
+        return len(records)
+
+    def _is_lost(self, running: Running) -> bool:
+        """Tell whether the launcher has known nothing of a job for too long."""
+        if running.state is not JobState.UNKNOWN:
+            running.unknown_since_s = None
+            return False
+        now = time.monotonic()
+        if running.unknown_since_s is None:
+            running.unknown_since_s = now
+        return now - running.unknown_since_s >= self._settings.unknown_grace_s
+
+    def _end(self, name: str, running: Running) -> ExperimentRecord:
+        """Return the record of an experiment whose job has ended."""
+        record = self._known(name)
+        status = Status(running.state)
+        is_stopped = self._journal.is_stopping(name) and status is not Status.SUCCEEDED
+        running.reader.read()
+        reason, usage = self._outcome(running.job_id)
+        return replace(
+            record,
+            status=Status.STOPPED if is_stopped else status,
+            reason=record.reason if is_stopped else reason,
+            metrics=summarise(running.reader.curves),
+            usage=usage,
+        )
+
+    def _outcome(self, job_id: str) -> tuple[str, Usage]:
+        """Return why a job failed and what it used, where the launcher tells."""
+        outcome = getattr(self._launcher, "outcome", None)
+        told = None if outcome is None else self._ask(lambda: outcome(job_id))
+        return told or ("", Usage())
+
+    def _retry(self, record: ExperimentRecord, running: Running) -> None:
+        """Put an experiment back in the queue, if it may be started again."""
+        key = (record.experiment_name, record.status)
+        allowed = self._settings.retries.get(record.status, 0)
+        if running.experiment is None or self._retried[key] >= allowed:
+            return
+        self._retried[key] += 1
+        self._again.append(running.experiment)
+
+    def _cancel(self, job_ids: list[str]) -> bool:
+        """Ask jobs to end; return False if the launcher cannot be reached for now."""
+
+        def call() -> bool:
+            self._launcher.cancel(job_ids)
+            return True
+
+        return self._ask(call) is not None
+
+    def _known(self, name: str) -> ExperimentRecord:
+        """Return the record of an experiment that was planned."""
+        record = self._journal.record(name)
+        assert record is not None  # noqa: S101 -- nothing runs that was not
+        return record
+
+    def _observe(self) -> None:
+        """Show new metrics to the supply, and cancel what it gives up."""
+        for name, running in self._running.items():
+            if running.reader.read() and not self._journal.is_stopping(name):
+                record = replace(self._known(name), status=Status.RUNNING)
+                reason = self._supply.observe(record, running.reader.curves)
+                if reason is not None:
+                    self._journal.stopping(name, reason)
+            if self._journal.is_stopping(name) and not running.is_cancelled:
+                running.is_cancelled = self._cancel([running.job_id])
+
+    def _fill(self) -> int:
+        """Start as many as have a place; return how many jobs were asked for."""
+        num_started = 0
+        while not self._is_interrupted and (free := self._free()) > 0:
+            batch = [self._again.popleft() for _ in range(min(free, len(self._again)))]
+            taken = self._supply.take(free - len(batch)) if len(batch) < free else ()
+            if not batch and not taken:
+                break
+            batch += [experiment for experiment in taken if self._is_to_start(experiment)]
+            if batch and not self._start(batch):
+                break
+            num_started += len(batch)
+        return num_started
+
+    def _free(self) -> int:
+        limits = (self._launcher.max_running, self._settings.max_running)
+        given = [limit - len(self._running) for limit in limits if limit is not None]
+        return min([*given, BATCH])
+
+    def _is_to_start(self, experiment: GridExperiment[Any]) -> bool:
+        name = experiment.experiment_name
+        if name in self._running:
+            self._running[name].experiment = experiment
+            return False
+        record = self._journal.record(name)
+        return record is None or not is_settled(record.status)
+
+    def _start(self, batch: list[GridExperiment[Any]]) -> bool:
+        """Submit *batch*; return False if the launcher cannot be reached for now."""
+        for experiment in batch:
+            if self._journal.record(experiment.experiment_name) is None:
+                self._counts[Status.MISSING] += 1
+        self._journal.planned(batch)
+        for experiment in batch:
+            self._write_config(experiment)
+        submitted = self._ask(
+            lambda: list(self._launcher.submit(batch, folder=self._folder))
+        )
+        if submitted is None:
+            self._again.extendleft(reversed(batch))
+            return False
+        entries = {entry.experiment_name: entry for entry in submitted}
+        started: dict[str, str] = {}
+        refused: list[ExperimentRecord] = []
+        for experiment in batch:
+            record = self._known(experiment.experiment_name)
+            entry = entries.get(experiment.experiment_name)
+            if entry is not None and entry.job_id is not None:
+                started[entry.experiment_name] = entry.job_id
+                self._count(record.status, Status.RUNNING)
+            else:
+                said = "the launcher said nothing of it" if entry is None else entry.error
+                refused.append(_refused(record, f"could not be started: {said}"))
+                self._count(record.status, Status.FAILED)
+        self._journal.submitted(started)
+        self._journal.ended(refused)
+        for experiment in batch:
+            if job_id := started.get(experiment.experiment_name):
+                self._watch(experiment.experiment_name, job_id, experiment)
+        for record in refused:
+            self._supply.tell(record)
+        self._ended += len(refused)
+        self._has_ended.extend(refused)
+        return True
+
+    def _write_config(self, experiment: GridExperiment[Any]) -> None:
+        folder = self._folder / experiment.experiment_name
+        try:
+            folder.mkdir(exist_ok=True)
+            self._save(experiment, folder / "config.yaml")
+        except OSError as error:
+            reason = (
+                f"config.yaml cannot be written: {error.strerror or error}; what runs goes "
+                f"on: repair that and run the command again"
+            )
+            raise SearchFolderError(folder, reason) from error
+
+    def _ask(self, call: Callable[[], T]) -> T | None:
+        """Return what the launcher answers; None where it fails and may work later."""
+        try:
+            answer = call()
+        except Exception as error:
+            now = time.monotonic()
+            since = self._launcher_failed_s or now
+            if not self._launcher_worked or now - since >= self._settings.patience_s:
+                msg = (
+                    f"the launcher fails: {error}; what runs goes on: "
+                    f"repair that and run the command again"
+                )
+                raise LauncherError(msg) from error
+            if self._launcher_failed_s is None:
+                self._view.note(f"The launcher fails, will try again: {error}")
+            self._launcher_failed_s = since
+            return None
+        self._launcher_failed_s, self._launcher_worked = None, True
+        return answer
+
+    def _show(self) -> None:
+        progress = Progress(
+            counts={status: n for status, n in self._counts.items() if n},
+            total=self._supply.total,
+            running=self._running,
+            ended=self._ended,
+            elapsed_s=time.monotonic() - self._began_s,
+            has_ended=tuple(self._has_ended),
+        )
+        self._has_ended.clear()
+        self._view.update(progress)
+
+    def _wait(self, seconds: float) -> None:
+        """Wait, but not longer than until an interrupt."""
+        deadline = time.monotonic() + seconds
+        while not self._is_interrupted and (left := deadline - time.monotonic()) > 0:
+            time.sleep(min(left, SLICE_S))
+
+
+def _refused(record: ExperimentRecord, reason: str) -> ExperimentRecord:
+    """Return the record of an experiment that has no job."""
+    failed = replace(record, status=Status.FAILED, job_id=None, reason=reason)
+    return replace(failed, metrics={}, usage=Usage())

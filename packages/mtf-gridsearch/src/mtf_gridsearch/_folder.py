@@ -1,0 +1,248 @@
+"""The folder of a search: found again by name, made once, held by one executor.
+
+The lock is `flock(2)` on ``.lock``: the kernel frees it when its holder dies, however it
+dies. The file says who holds it, for people. Finding and making a folder is done under a
+second lock in the folder of experiments, so that two first runs share one search.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from mtf_gridsearch import _yaml
+from mtf_gridsearch._supply import Search
+from mtf_gridsearch.errors import (
+    GridError,
+    SearchBusyError,
+    SearchFolderError,
+    SearchMismatchError,
+)
+from mtf_gridsearch.identity import canonical
+
+__all__ = ["CONFIG_NAME", "check", "find", "hold", "read_config"]
+
+CONFIG_NAME = "search_config.yaml"
+LOCK_NAME = ".lock"
+FINDING = ".grid_search.lock"  # in the folder of experiments
+
+_STAMPED = re.compile(r"grid_search_(\d{8}T\d{6})")
+_STAMP = "%Y%m%dT%H%M%S"
+_NUM_SHOWN = 5
+
+
+class _Absent(Enum):
+    """What stands for a value that is not there."""
+
+    ABSENT = "absent"
+
+    def __repr__(self) -> str:
+        return "absent"
+
+
+_ABSENT = _Absent.ABSENT
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the ``search_config.yaml`` of *folder*.
+
+    Raises:
+        SearchFolderError: If it cannot be read, or is none.
+    """
+    try:
+        config = _yaml.load(folder / CONFIG_NAME)
+    except GridError as error:
+        reason = f"{CONFIG_NAME} cannot be read ({error}); restore it, or move this away"
+        raise SearchFolderError(folder, reason) from error
+    if not isinstance(config.get("name"), str):
+        reason = f"{CONFIG_NAME} does not say which search it is: it has no `name`"
+        raise SearchFolderError(folder, reason)
+    return config
+
+
+def find(name: str, *, experiments_dir: Path, folder: Path | None) -> Path | None:
+    """Return the folder of the search *name*: *folder*, or the newest one; None if none.
+
+    Raises:
+        SearchFolderError: If a newer one cannot be read, which may be the one.
+    """
+    if folder is not None:
+        return folder if (folder / CONFIG_NAME).exists() else None
+    for path in _stamped(experiments_dir):
+        if (path / CONFIG_NAME).exists() and read_config(path)["name"] == name:
+            return path
+    return None
+
+
+def check(folder: Path, search: Search) -> None:
+    """Refuse a folder that holds another search, or the same over another base.
+
+    Raises:
+        SearchMismatchError: If it does.
+        SearchFolderError: If it cannot be read.
+    """
+    config = read_config(folder)
+    if config["name"] != search.name:
+        reason = (
+            f"it holds the search {config['name']!r}, not {search.name!r}: name another"
+        )
+        raise SearchMismatchError(folder, reason)
+    new = search.to_plain()
+    changes = [
+        change
+        for key in ("base", "kind")
+        for change in _changes(config.get(key, _ABSENT), new.get(key, _ABSENT), key)
+    ]
+    if changes:
+        shown = "; ".join(changes[:_NUM_SHOWN])
+        more = f"; and {len(changes) - _NUM_SHOWN} more" * (len(changes) > _NUM_SHOWN)
+        reason = (
+            f"its search {search.name!r} was begun with another config ({shown}{more}), and "
+            f"results of both must not mix: go back to that, or start a new search with "
+            f"new=True (--new)"
+        )
+        raise SearchMismatchError(folder, reason)
+
+
+@contextmanager
+def hold(
+    search: Search, *, experiments_dir: Path, folder: Path | None, new: bool
+) -> Iterator[Path]:
+    """Find or make the folder of *search*, and hold its lock.
+
+    Raises:
+        SearchBusyError: If another process holds it.
+        SearchMismatchError: If the folder belongs to another search, or another base.
+        SearchFolderError: If it cannot be read, made or locked.
+    """
+    with ExitStack() as held:
+        finding = nullcontext() if folder else _locked(_made(experiments_dir), FINDING)
+        with finding:
+            path = None
+            if folder is not None or not new:
+                path = find(search.name, experiments_dir=experiments_dir, folder=folder)
+            if path is not None and new:
+                reason = "it holds a search already: a new one needs another folder"
+                raise SearchFolderError(path, reason)
+            is_made = path is None
+            path = path or _made(folder or _next_stamped(experiments_dir))
+            held.enter_context(_locked(path, LOCK_NAME))
+            if is_made:
+                _refuse_strangers(path)
+            else:
+                check(path, search)
+            _save(search, path)
+        yield path
+
+
+def _save(search: Search, folder: Path) -> None:
+    """Write the definition of *search*, if it is another than was written."""
+    path = folder / CONFIG_NAME
+    text = _yaml.dump(search.to_plain())
+    try:
+        if not path.exists() or path.read_text("utf-8") != text:
+            _yaml.write_atomically(path, text)
+    except OSError as error:
+        reason = f"{CONFIG_NAME} cannot be written: {error.strerror or error}"
+        raise SearchFolderError(folder, reason) from error
+
+
+def _refuse_strangers(folder: Path) -> None:
+    """Refuse a folder that holds anything but what a search that never began leaves."""
+    found = sorted(
+        p.name for p in folder.iterdir() if p.name not in (LOCK_NAME, CONFIG_NAME)
+    )
+    if found:
+        reason = f"it has no {CONFIG_NAME} but holds {found[0]!r}: name an empty folder"
+        raise SearchMismatchError(folder, reason)
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"it cannot be made: {error.strerror or error}"
+        raise SearchFolderError(folder, reason) from error
+    return folder
+
+
+def _stamped(experiments_dir: Path) -> list[Path]:
+    """Return the folders that searches were given, the newest first."""
+    try:
+        names = [path.name for path in experiments_dir.iterdir()]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        reason = f"it cannot be read: {error.strerror or error}"
+        raise SearchFolderError(experiments_dir, reason) from error
+    stamped = sorted(filter(_STAMPED.fullmatch, names), reverse=True)
+    return [experiments_dir / name for name in stamped]
+
+
+def _next_stamped(experiments_dir: Path) -> Path:
+    """Return a name for a new folder: later than all others, even if the clock is not."""
+    stamp = datetime.now(UTC).replace(tzinfo=None)
+    for newest in _stamped(experiments_dir)[:1]:
+        with suppress(ValueError):  # digits that are no time
+            last = datetime.strptime(newest.name[-15:], _STAMP)  # noqa: DTZ007 -- UTC
+            stamp = max(stamp, last + timedelta(seconds=1))
+    return experiments_dir / f"grid_search_{stamp.strftime(_STAMP)}"
+
+
+@contextmanager
+def _locked(folder: Path, name: str) -> Iterator[None]:
+    """Hold the lock *name* in *folder*; the short one for finding is waited for."""
+    try:
+        fd = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        reason = f"its {name} cannot be opened: {error.strerror or error}"
+        raise SearchFolderError(folder, reason) from error
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | (fcntl.LOCK_NB if name == LOCK_NAME else 0))
+        except BlockingIOError as error:
+            raise SearchBusyError(folder, _busy(fd)) from error
+        except OSError as error:
+            reason = f"its {name} cannot be locked: {error.strerror or error}"
+            raise SearchFolderError(folder, reason) from error
+        if name == LOCK_NAME:
+            with suppress(OSError):  # for people alone: a full disk is no reason to stop
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, json.dumps(_holder()).encode(), 0)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _holder() -> dict[str, Any]:
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
+
+
+def _busy(fd: int) -> str:
+    """Say who holds a lock, as far as the file tells."""
+    try:
+        said = json.loads(os.pread(fd, 4096, 0))
+        who = f"process {said['pid']} on {said['host']} since {said['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        who = "another process"
+    return f"{who} runs it; wait for that, or end it, and run the command again"
+
+
+def _changes(old: Any, new: Any, key: str) -> Iterator[str]:
+    """Yield how two plain values differ; names of experiments do not count."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for name in sorted({*old, *new} - {"experiment_name"}):
+            inner = old.get(name, _ABSENT), new.get(name, _ABSENT)
+            yield from _changes(*inner, f"{key}.{name}")
+    elif old is not new and (_ABSENT in (old, new) or canonical(old) != canonical(new)):
+        yield f"{key} was {old!r}, is {new!r}"

@@ -1,0 +1,78 @@
+"""How a run of a search goes: what its loop knows of it, and shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from mtf_gridsearch.launcher import JobState
+from mtf_gridsearch.metrics_file import CurveReader
+from mtf_gridsearch.records import ExperimentRecord, GridExperiment, Status
+
+__all__ = ["Progress", "Running", "View", "is_settled"]
+
+_SETTLED = (Status.SUCCEEDED, Status.STOPPED)
+_DONE = (*_SETTLED, Status.FAILED, Status.TIMEOUT)
+
+
+def is_settled(status: Status) -> bool:
+    """Tell whether an experiment of *status* is never started again."""
+    return status in _SETTLED
+
+
+@dataclass(slots=True)
+class Running:
+    """One experiment that has a job which was not seen to have ended."""
+
+    job_id: str
+    reader: CurveReader
+    experiment: GridExperiment[Any] | None  # None until the supply has handed it out
+    since_s: float  # on the monotonic clock; when this loop began to watch it
+    state: JobState = JobState.PENDING
+    unknown_since_s: float | None = None
+    is_cancelled: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """What a view shows.
+
+    Attributes:
+        counts: Of all experiments that are planned, by status.
+        total: How many there will be in all; None where that is not known.
+        running: By name.
+        ended: How many this loop saw end.
+        elapsed_s: Since it began.
+        has_ended: What ended since the last time.
+    """
+
+    counts: Mapping[Status, int]
+    total: int | None
+    running: Mapping[str, Running]
+    ended: int
+    elapsed_s: float
+    has_ended: Sequence[ExperimentRecord]
+
+    @property
+    def num_done(self) -> int:
+        """How many have ended in a way that starts no other attempt by itself."""
+        return sum(self.counts.get(status, 0) for status in _DONE)
+
+    @property
+    def left_s(self) -> float | None:
+        """How long it may take yet, at the pace so far; None where that is not known."""
+        if self.total is None or not self.ended:
+            return None
+        left = max(self.total - self.num_done, len(self.running))
+        return left * self.elapsed_s / self.ended
+
+
+class View(Protocol):
+    """Shows how a search goes."""
+
+    def update(self, progress: Progress) -> None:
+        """Show the state after one look."""
+
+    def note(self, text: str) -> None:
+        """Tell the user something that matters now."""

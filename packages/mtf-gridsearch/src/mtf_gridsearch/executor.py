@@ -1,0 +1,301 @@
+"""Runs searches: finds or makes the folder, goes on where it was left, watches to the end.
+
+What runs where is the launcher's matter; which experiments there are is the search's. An
+executor holds no state of a search: that lies in the folder, whatever happens to it.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal, Protocol
+
+from mtf_gridsearch import _folder, _yaml
+from mtf_gridsearch._drive import Drive, Settings
+from mtf_gridsearch._live import SilentView, make_view
+from mtf_gridsearch._progress import is_settled
+from mtf_gridsearch._supply import GridSearch, Search
+from mtf_gridsearch.dry_run import DryRun, rehearse
+from mtf_gridsearch.early_stopping import EarlyStopping
+from mtf_gridsearch.errors import LauncherError, SearchFolderError
+from mtf_gridsearch.journal import Journal
+from mtf_gridsearch.launcher import Launcher
+from mtf_gridsearch.records import ExperimentRecord, GridExperiment, Status
+from mtf_gridsearch.search import ParameterGridSearch
+
+__all__ = ["ConfigSaver", "ExecutionMode", "GridSearchExecutor", "GridSearchResult"]
+
+DEFAULT_RETRY = {"preempted": 100, "node_failed": 3, "unknown": 1}
+
+
+class ExecutionMode(StrEnum):
+    """Where experiments run."""
+
+    LOCAL = "local"
+    SLURM = "slurm"
+    KUBERNETES = "kubernetes"
+    DRY_RUN = "dry_run"  # nowhere: tells what would be done, touches nothing
+
+
+class ConfigSaver(Protocol):
+    """Writes the config of an experiment; `mtf_config.ConfigurationManager` is one."""
+
+    def save(self, config: Any, path: Path) -> object:
+        """Write *config*, whole or not at all, to *path*."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GridSearchResult:
+    """How a search stands when its executor returns.
+
+    Attributes:
+        folder: Of the search; in a dry run, where it would be.
+        records: Of every experiment it ever planned, by name; in a dry run, what is known.
+        dry_run: What would be done; None where it was done.
+    """
+
+    folder: Path
+    records: Mapping[str, ExperimentRecord] = field(repr=False)
+    dry_run: DryRun | None = None
+
+    @property
+    def counts(self) -> dict[Status, int]:
+        """How many experiments there are of each status."""
+        return dict(Counter(record.status for record in self.records.values()))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every experiment succeeded, or was stopped early by a rule."""
+        return all(is_settled(record.status) for record in self.records.values())
+
+
+class GridSearchExecutor:
+    """Runs searches, one at a time; each may be run again to go on.
+
+    A search is found by its name: the newest folder in *experiments_dir* that has it. What
+    has succeeded or was stopped by a rule is never run again; what failed or ran out of
+    time only with ``only="failed"``; all else is started.
+
+    Args:
+        launcher: Where experiments run. Without one, ``LOCAL`` runs the ``entry_point``
+            that the base config names, on this machine.
+        config_manager: Writes the config of each experiment; plain YAML by default.
+        experiments_dir: Where folders of searches lie.
+        folder: The folder of the search, in place of one with a time in its name.
+        new: Start a new search, whatever searches there are of that name.
+        early_stopping: A rule that ends bad experiments early.
+        retry: How often an experiment is started again in one run, by how it ended: a
+            launcher's word for a job that ended. Words left out stand for 0.
+        max_running: How many may run at once, besides what the launcher allows.
+        view: Shows how it goes; by default a table on a terminal, lines elsewhere.
+
+    Raises:
+        ValueError: If *retry* has a word that no failed job has, or a negative number, or
+            *max_running* is below 1.
+    """
+
+    def __init__(  # noqa: PLR0913 -- each is one decision of the user
+        self,
+        launcher: Launcher | None = None,
+        config_manager: ConfigSaver | None = None,
+        *,
+        experiments_dir: str | Path = "experiments",
+        folder: str | Path | None = None,
+        new: bool = False,
+        early_stopping: EarlyStopping | None = None,
+        retry: Mapping[str, int] = DEFAULT_RETRY,
+        max_running: int | None = None,
+        view: SilentView | None = None,
+    ) -> None:
+        words = {"failed", "preempted", "timeout", "node_failed", "unknown"}
+        if unknown := set(retry) - words:
+            msg = f"retry: {min(unknown)!r} is none of {', '.join(sorted(words))}"
+            raise ValueError(msg)
+        if any(count < 0 for count in retry.values()):
+            msg = "retry: numbers must not be negative"
+            raise ValueError(msg)
+        if max_running is not None and max_running < 1:
+            msg = f"max_running must be at least 1, not {max_running}"
+            raise ValueError(msg)
+        self.launcher = launcher
+        self.config_manager = config_manager
+        self.experiments_dir = Path(experiments_dir)
+        self.folder = None if folder is None else Path(folder)
+        self.new = new
+        self.early_stopping = early_stopping
+        self.settings = Settings(max_running=max_running, retries=dict(retry))
+        self.view = view
+
+    def execute_grid_search(
+        self,
+        base_config: Any,
+        parameter_grids: Any,
+        execution_mode: ExecutionMode | str = ExecutionMode.LOCAL,
+        *,
+        only: Literal["failed"] | None = None,
+    ) -> GridSearchResult:
+        """Run all experiments of *parameter_grids* over *base_config* that are missing.
+
+        Args:
+            base_config: A mapping, a pydantic model, or a `ParameterGridSearch`, to which
+                the grids are added.
+            parameter_grids: A grid, or several.
+            execution_mode: Where to run; ``SLURM`` and ``KUBERNETES`` need a launcher.
+            only: ``"failed"`` runs what failed or ran out of time again, and nothing else.
+
+        Raises:
+            GridError: If a grid is empty, or wrong.
+            InvalidExperimentsError: If an experiment does not fit the base.
+            LauncherError: If there is no launcher for the mode, or it fails.
+            SearchFolderError: If the folder cannot be used: another executor runs it, it
+                belongs to another search, or it cannot be read or written.
+            KeyboardInterrupt: After a clean stop by Ctrl-C.
+        """
+        search = base_config
+        if not isinstance(search, ParameterGridSearch):
+            search = ParameterGridSearch(base_config)
+        for grid in _several(parameter_grids):
+            search.add_grid(grid)
+        rule = self.early_stopping
+        return self.execute(GridSearch(search, only=only, rule=rule), execution_mode)
+
+    def execute(
+        self, search: Search, execution_mode: ExecutionMode | str = ExecutionMode.LOCAL
+    ) -> GridSearchResult:
+        """Run *search*, of whatever kind, as `execute_grid_search` does.
+
+        Raises:
+            GridSearchError: As `execute_grid_search`.
+            KeyboardInterrupt: After a clean stop by Ctrl-C.
+        """
+        mode = ExecutionMode(execution_mode)
+        if mode is ExecutionMode.DRY_RUN:
+            return self._rehearse(search)
+        launcher = self._launcher_for(search, mode)
+        search.plan({})  # what does not fit fails before anything is made
+        holding = _folder.hold(
+            search,
+            experiments_dir=self.experiments_dir,
+            folder=self.folder,
+            new=self.new,
+        )
+        with (
+            holding as folder,
+            closing(Journal(folder)) as journal,
+            self.view or make_view() as view,
+        ):
+            journal.planned(search.plan(journal.records))
+            drive = Drive(
+                folder,
+                journal,
+                launcher,
+                search.open(folder, journal.records),
+                save=self._save,
+                view=view,
+                settings=self.settings,
+            )
+            with _interrupts(drive.interrupt):
+                is_done = drive.run()
+                if not is_done and mode is ExecutionMode.LOCAL:  # a queue keeps its jobs
+                    view.note("Stopping what runs; Ctrl-C once more leaves it running.")
+                    drive.cancel_all()
+            records = journal.records
+            if is_done:
+                _say_what_failed(view, records)
+            else:
+                goes_on = "" if mode is ExecutionMode.LOCAL else "; submitted jobs go on"
+                view.note(f"Stopped{goes_on}. To go on, run the same command again.")
+        _summarise(folder)
+        if not is_done:
+            raise KeyboardInterrupt
+        return GridSearchResult(folder=folder, records=records)
+
+    def _rehearse(self, search: Search) -> GridSearchResult:
+        launcher = self.launcher or _local(search.to_plain())
+        dry_run, records = rehearse(
+            search,
+            launcher,
+            experiments_dir=self.experiments_dir,
+            folder=self.folder,
+            new=self.new,
+        )
+        with self.view or make_view() as view:
+            view.note(str(dry_run))
+        return GridSearchResult(folder=dry_run.folder, records=records, dry_run=dry_run)
+
+    def _launcher_for(self, search: Search, mode: ExecutionMode) -> Launcher:
+        if self.launcher is not None:
+            return self.launcher
+        if mode is not ExecutionMode.LOCAL:
+            msg = f"{mode} needs a launcher: GridSearchExecutor(launcher, ...)"
+            raise LauncherError(msg)
+        launcher = _local(search.to_plain())
+        if launcher is None:
+            msg = (
+                "nothing says what to run: give GridSearchExecutor a launcher such as "
+                "LocalLauncher('train.py'), or the base config an `entry_point`"
+            )
+            raise LauncherError(msg)
+        return launcher
+
+    def _save(self, experiment: GridExperiment[Any], path: Path) -> None:
+        if self.config_manager is not None:
+            self.config_manager.save(experiment.config, path)
+        else:
+            _yaml.write_atomically(path, _yaml.dump(experiment.model_dump(mode="json")))
+
+
+def _several(grids: Any) -> Sequence[Any]:
+    return tuple(grids) if isinstance(grids, list | tuple) else (grids,)
+
+
+def _local(plain: Mapping[str, Any]) -> Launcher | None:
+    """Return a launcher of the entry point that the base config names, if it does."""
+    from mtf_gridsearch.local.launcher import LocalLauncher  # noqa: PLC0415 -- only where used
+
+    base = plain.get("base")
+    entry_point = base.get("entry_point") if isinstance(base, Mapping) else None
+    return LocalLauncher(entry_point) if isinstance(entry_point, str) else None
+
+
+def _say_what_failed(view: SilentView, records: Mapping[str, ExperimentRecord]) -> None:
+    broken = (Status.FAILED, Status.TIMEOUT)
+    if num := sum(record.status in broken for record in records.values()):
+        view.note(f'{num} failed; only="failed" (--only failed) runs those again.')
+
+
+def _summarise(folder: Path) -> None:
+    from mtf_gridsearch.results import SearchResults  # noqa: PLC0415 -- only at the end
+
+    try:
+        SearchResults.read(folder).write_summary()
+    except OSError as error:
+        reason = f"results_summary.json cannot be written: {error.strerror or error}"
+        raise SearchFolderError(folder, reason) from error
+
+
+@contextmanager
+def _interrupts(interrupt: Callable[[], None]) -> Iterator[None]:
+    """Call *interrupt* at the first Ctrl-C; let the second raise. Main thread alone."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield  # another thread, or a program with its own idea of Ctrl-C
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        interrupt()
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

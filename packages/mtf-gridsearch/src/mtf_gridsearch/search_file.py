@@ -1,0 +1,116 @@
+"""``search_config.yaml``: what defines a search, to read, to write by hand, to save.
+
+::
+
+    name: digits
+    naming: short              # hash_based, parameter_based, timestamp or sequential
+    base: {experiment_name: digits, optimizer: {lr: 0.1}, model: {type: mlp, depth: 1}}
+    grids:
+      - name: first
+        parameters:
+          optimizer.lr: [1.0e-3, 1.0e-2]
+          model.type: [mlp, linear]
+          model.depth: {values: [1, 2], only_when: model.type == 'mlp'}
+        where: [optimizer.lr * model.depth <= 0.02]
+        exclude: [{optimizer.lr: 1.0e-2, model.type: linear}]
+        include: [{optimizer.lr: 0.5}]
+
+In place of a list a parameter may have ``{uniform: [low, high]}``, ``loguniform``,
+``int`` or ``choice``; linked ones stand below one entry as ``{linked: {a: [...], b:
+[...]}}``; in place of a grid stand ``{concatenated: [...]}`` and ``{crossed: [...]}``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mtf_gridsearch import _yaml
+from mtf_gridsearch._plain import nearest, shown
+from mtf_gridsearch.errors import GridError
+from mtf_gridsearch.grid import Grid, ParameterGrid
+from mtf_gridsearch.naming import NamingStrategy
+from mtf_gridsearch.search import ParameterGridSearch
+
+__all__ = ["SearchDefinition", "read", "write"]
+
+_SECTIONS = ("name", "naming", "base", "base_digest", "grids")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchDefinition:
+    """What a file says of a search.
+
+    Attributes:
+        name: None where the base config is to give it.
+        grids: In order; may be empty.
+        base: None where the file has none.
+    """
+
+    name: str | None
+    naming: NamingStrategy
+    grids: tuple[Grid, ...]
+    base: Mapping[str, Any] | None
+
+    def search(self, base_config: Any = None) -> ParameterGridSearch[Any]:
+        """Return the search, over *base_config* or else the file's base.
+
+        Raises:
+            GridError: If there is no base, or a grid is empty.
+            NamingError: If there is no name, or it is none.
+            TypeError: If the base is neither a mapping nor a pydantic model.
+        """
+        base = self.base if base_config is None else base_config
+        if base is None:
+            raise GridError(self.name or "search", "has no base config: give one")
+        search = ParameterGridSearch(base, self.name, self.naming)
+        for grid in self.grids:
+            search.add_grid(grid)
+        return search
+
+
+def read(path: Path) -> SearchDefinition:
+    """Read the definition of a search.
+
+    Raises:
+        GridError: If *path* cannot be read, or describes none.
+    """
+    values = _yaml.load(path)
+    source = str(path)
+    if unknown := [key for key in values if key not in _SECTIONS]:
+        message = f"{unknown[0]!r} is not known{nearest(unknown[0], _SECTIONS)}"
+        raise GridError(source, message)
+    name, base = values.get("name"), values.get("base")
+    if name is not None and not isinstance(name, str):
+        place = f"{source}: name"
+        raise GridError(place, f"{shown(name)} is not text: quote it")
+    if base is not None and not isinstance(base, dict):
+        place = f"{source}: base"
+        raise GridError(place, "write a mapping, or leave it away")
+    try:
+        naming = NamingStrategy(values.get("naming", NamingStrategy.HASH_BASED))
+    except ValueError:
+        message = f"{shown(values['naming'])} is none of {', '.join(NamingStrategy)}"
+        place = f"{source}: naming"
+        raise GridError(place, message) from None
+    grids = values.get("grids", [])
+    if not isinstance(grids, list):
+        place = f"{source}: grids"
+        raise GridError(place, "write a list: `- name: first` and so on")
+    read_grids = [
+        ParameterGrid.from_plain(grid, f"{source}: grids[{i}]")
+        for i, grid in enumerate(grids)
+    ]
+    return SearchDefinition(name=name, naming=naming, grids=tuple(read_grids), base=base)
+
+
+def write(path: Path, search: ParameterGridSearch[Any]) -> None:
+    """Save the definition of *search*, such that `read` gives it back.
+
+    Raises:
+        GridError: If the base config holds what is not plain.
+        OSError: If it cannot be written.
+    """
+    _yaml.write_atomically(path, _yaml.dump(search.to_plain()))

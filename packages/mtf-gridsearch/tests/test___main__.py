@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mtf_gridsearch.__main__ import main
+
+SEARCH = """\
+name: digits
+base: {experiment_name: digits, lr: 0.1, entry_point: train.py}
+grids:
+  - name: first
+    parameters:
+      lr: [0.1, 0.2, 0.3]
+"""
+
+SCRIPT = """\
+import json, pathlib, re, sys
+lr = float(re.search("^lr: (.*)$", pathlib.Path(sys.argv[1]).read_text("utf-8"), re.M)[1])
+pathlib.Path("metrics.jsonl").write_text(json.dumps({"step": 1, "loss": lr}) + "\\n", "utf-8")
+sys.exit("too high" if lr > 0.25 and not pathlib.Path("../../../mended").exists() else 0)
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder with a search and a script, in which commands run."""
+    (tmp_path / "search.yaml").write_text(SEARCH, "utf-8")
+    (tmp_path / "train.py").write_text(SCRIPT, "utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def folder(project: Path) -> Path:
+    """Return the only folder of a search in *project*."""
+    (found,) = (project / "experiments").glob("grid_search_*")
+    return found
+
+
+def test_a_search_is_run_repaired_and_shown(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It runs what is missing, says what failed by its exit code, and mends it."""
+    assert main(["run", "search.yaml", "--max-running", "2"]) == 1
+    said = capsys.readouterr()
+    assert said.out == f"experiments/{folder(project).name}: 1 failed, 2 succeeded\n"
+    assert "exit code 1: too high" in said.err
+    assert main(["run", "search.yaml"]) == 1
+    (project / "mended").touch()
+    assert main(["run", "search.yaml", "--only", "failed", "--time-limit", "60"]) == 0
+    assert capsys.readouterr().out.endswith(": 3 succeeded\n")
+
+    assert (
+        main(["results", str(folder(project)), "--metric", "loss", "--csv", "t.csv"]) == 0
+    )
+    assert "3 experiments: 3 succeeded" in capsys.readouterr().out
+    with open("t.csv", encoding="utf-8", newline="") as file:  # noqa: PTH123 -- where it is
+        assert [row["param.lr"] for row in csv.DictReader(file)] == ["0.1", "0.2", "0.3"]
+
+    other = ["run", "search.yaml", "--folder", "other", "--devices", "0,1"]
+    assert main([*other, "--memory-limit", str(1 << 40)]) == 1
+    found = str(folder(project))
+    assert main(["compare", found, "other", "--metric", "loss", "--rows", "2"]) == 0
+    assert "3 combinations in both" in capsys.readouterr().out
+
+
+def test_parquet_is_written(project: Path) -> None:
+    """A table with types is written next to what is shown."""
+    pytest.importorskip("pyarrow")
+    main(["run", "search.yaml"])
+    assert main(["results", str(folder(project)), "--parquet", "t.parquet"]) == 0
+    assert (project / "t.parquet").stat().st_size
+
+
+def test_a_plan_touches_nothing(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It prints what would be done, once."""
+    assert main(["plan", "search.yaml"]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("search digits: 3 experiments, 3 to start\n")
+    assert said.err == ""
+    assert sorted(p.name for p in project.iterdir()) == ["search.yaml", "train.py"]
+
+
+def test_base_and_entry_point_may_stand_apart(project: Path) -> None:
+    """A base from its own file, and what to run from the command line."""
+    (project / "base.yaml").write_text("{experiment_name: digits, lr: 0}", "utf-8")
+    (project / "grid.yaml").write_text(SEARCH.replace("base:", "#"), "utf-8")
+    command = ["run", "grid.yaml", "--base", "base.yaml", "--entry-point", "train.py"]
+    assert main([*command, "--new", "--experiments", "e"]) == 1
+    assert main([*command, "--new", "--experiments", "e"]) == 1
+    assert len(list((project / "e").glob("grid_search_*"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "gone.yaml"], "gone.yaml: cannot be read"),
+        (["run", "search.yaml", "--entry-point", "gone.py"], "gone.py"),
+        (["run", "search.yaml", "--max-running", "0"], "max_running"),
+        (["results", "."], "journal.jsonl"),
+        (["compare", ".", ".", "--metric", "m"], "journal.jsonl"),
+    ],
+)
+@pytest.mark.usefixtures("project")
+def test_what_cannot_be_done_is_said(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line on standard error, and exit code 2."""
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("mtf_gridsearch: ")
+    assert said in error
+
+
+@pytest.mark.usefixtures("project")
+def test_nothing_to_run_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without an entry point anywhere, the error says where one may stand."""
+    text = SEARCH.replace(", entry_point: train.py", "")
+    Path("search.yaml").write_text(text, "utf-8")
+    assert main(["run", "search.yaml"]) == 2
+    assert "entry_point" in capsys.readouterr().err
+
+
+def test_an_interrupt_has_its_own_exit_code(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C is 130, as shells have it, and no traceback."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mtf_gridsearch._folder.hold", interrupted)
+    assert main(["run", "search.yaml"]) == 130
+    assert project.exists()
+
+
+def test_it_is_a_program(project: Path) -> None:
+    """`python -m mtf_gridsearch` runs, and lists its commands."""
+    shown = subprocess.run(
+        [sys.executable, "-m", "mtf_gridsearch", "--help"],
+        capture_output=True,
+        encoding="utf-8",
+        check=True,
+        cwd=project,
+    )
+    assert all(word in shown.stdout for word in ("run", "plan", "results", "compare"))

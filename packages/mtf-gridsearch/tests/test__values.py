@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from mtf_gridsearch._values import reason_to_leave_out
+from mtf_gridsearch.records import ExperimentRecord, MetricSummary, Status
+
+
+def run(status: Status, last: float = 1.0, low: float = 1.0) -> ExperimentRecord:
+    """Return an experiment that reported a loss."""
+    loss = MetricSummary(last=last, last_step=1, min=low, min_step=0, max=2, max_step=0)
+    return ExperimentRecord(
+        experiment_name="a",
+        identity="a",
+        parameters={},
+        status=status,
+        metrics={"loss": loss},
+    )
+
+
+@pytest.mark.parametrize("status", Status)
+def test_only_what_succeeded_or_was_stopped_by_a_rule_has_a_result(
+    status: Status,
+) -> None:
+    """All other statuses are their own reason."""
+    has_result = status in (Status.SUCCEEDED, Status.STOPPED)
+    assert reason_to_leave_out(run(status), ["loss"]) == (None if has_result else status)
+
+
+def test_a_run_that_diverged_has_no_result() -> None:
+    """A value that is no number says so, an infinite one does not."""
+    assert (
+        reason_to_leave_out(run(Status.SUCCEEDED, math.nan), ["loss"]) == "not a number"
+    )
+    endless = run(Status.SUCCEEDED, math.inf, -math.inf)
+    assert reason_to_leave_out(endless, ["loss"]) is None
+    assert reason_to_leave_out(endless, ["loss", "acc"]) == "not reported"
