@@ -1,8 +1,9 @@
 """Freeze the code, render and submit Slurm jobs, follow them.
 
-Not built yet: this release reserves the name and holds nothing but its version.
+Launching and following are not built yet. What there is: `mtf_slurm.git`, which freezes
+the code of a project and proves it where a job runs.
 """
 
 __all__ = ["__version__"]
 
-__version__ = "0.0.1"
+__version__ = "0.0.2"

@@ -1,0 +1,489 @@
+"""The job's side of a code snapshot: make the checkout, prove it, remove it.
+
+A script of its own: it imports nothing but the standard library and needs nothing but git,
+so a copy of it runs on a bare node::
+
+    python3 -I checkout.py make --repository REPO --commit COMMIT --folder CODE
+    python3 -I checkout.py prove --repository REPO --commit COMMIT --folder CODE
+    python3 -I checkout.py remove --folder CODE --when success --status $?
+
+It exits with 0, or with 1 and the reason. REPO is read only, and gets no worktree.
+
+A folder is proven by its bytes: the ids of its files are computed here, from them the ids
+of its trees as git does, and the last must be the one in the commit, whose own id is
+computed too. Where a filter or a line-end rule of ``.gitattributes`` made a file, git must
+make the commit's bytes of it, or it of them. A folder that appears is proven: it is made
+aside and renamed. Of empty folders, owners and dates nothing is said.
+
+It does not know who runs it, nor what in the folder is run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+__all__ = ["CheckoutError", "git_environ", "main", "make", "prove", "remove", "run_git"]
+
+TIMEOUT_S = 600.0
+
+# What would run a program of the repository, write outside the snapshot, or change its
+# meaning. Attributes and the filters that they name stay: they are part of the code.
+_SETTINGS = {
+    "core.fsmonitor": "false",
+    "core.hooksPath": os.devnull,
+    "core.ignoreStat": "false",
+    "core.logAllRefUpdates": "false",
+    "core.safecrlf": "false",
+    "core.splitIndex": "false",
+    "gc.auto": "0",
+    "i18n.commitEncoding": "UTF-8",
+    "maintenance.auto": "false",
+    "submodule.recurse": "false",
+}
+# A checkout is whole, whatever the user's is.
+_WHOLE = {
+    "core.fileMode": "true",
+    "core.sparseCheckout": "false",
+    "core.symlinks": "true",
+}
+_OPTIONS = ("--no-replace-objects", "--literal-pathspecs", "--no-optional-locks")
+_NUM_SHOWN = 5
+_CHUNK_BYTES = 1 << 20
+_REGULAR, _EXECUTABLE, _LINK = b"100644", b"100755", b"120000"
+_TREE, _GITLINK = b"40000", b"160000"
+
+
+class CheckoutError(Exception):
+    """The code cannot be checked out, or is not what it should be; ``str()`` says why."""
+
+
+def git_environ(**extra: str) -> dict[str, str]:
+    """Return the environment for git: without the ``GIT_*`` variables of this process.
+
+    Those would name another repository, index or config. ``GIT_EXEC_PATH``, which says
+    where git's own programs are, stays.
+    """
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("GIT_") or name == "GIT_EXEC_PATH"
+    }
+    return {**kept, "GIT_TERMINAL_PROMPT": "0", **extra}
+
+
+def run_git(
+    *args: str | bytes,
+    cwd: Path,
+    environ: Mapping[str, str],
+    stdin: bytes = b"",
+    settings: Mapping[str, str] | None = None,
+    timeout_s: float = TIMEOUT_S,
+) -> bytes:
+    """Run git, with nothing of the repository run by it but filters; return its output.
+
+    Args:
+        args: Its command and that command's arguments.
+        cwd: Where.
+        environ: All of its environment.
+        stdin: What it reads.
+        settings: Configuration beyond what every call has.
+        timeout_s: When to give up, in seconds.
+
+    Raises:
+        CheckoutError: If there is no git, or it fails or takes too long.
+    """
+    pairs = {**_SETTINGS, **(settings or {})}.items()
+    config = [part for key, value in pairs for part in ("-c", f"{key}={value}")]
+    argv = ["git", *_OPTIONS, *config, *args]
+    shown = " ".join(("git", *map(os.fsdecode, args[:_NUM_SHOWN])))
+    shown = _without_credentials(shown)
+    try:
+        with subprocess.Popen(
+            argv,
+            cwd=cwd,
+            env=environ,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process:
+            try:
+                out, err = process.communicate(stdin, timeout_s)
+            except BaseException:
+                process.kill()
+                raise
+    except FileNotFoundError as error:
+        where = "there is no git on PATH" if cwd.is_dir() else f"there is no folder {cwd}"
+        msg = f"`{shown}` cannot be run: {where}"
+        raise CheckoutError(msg) from error
+    except subprocess.TimeoutExpired as error:
+        msg = f"`{shown}` took longer than {timeout_s:g} s in {cwd}: try again, or look there"
+        raise CheckoutError(msg) from error
+    if process.returncode:
+        said = _without_credentials(err.decode("utf-8", "backslashreplace").strip())
+        msg = f"`{shown}` exited {process.returncode} in {cwd}: {said}"
+        raise CheckoutError(msg)
+    return out
+
+
+def _without_credentials(text: str) -> str:
+    return re.sub(r"://[^/@\s]+@", "://***@", text)
+
+
+class _Entry(NamedTuple):
+    mode: bytes
+    oid: str
+
+
+class _Commit(NamedTuple):
+    """A commit, checked, and what is in it, by path."""
+
+    oid: str
+    git_dir: Path
+    tree: str
+    entries: dict[str, _Entry]
+    algorithm: str
+
+    def run(self, *args: str, folder: Path, index: Path, stdin: bytes = b"") -> bytes:
+        """Run git with *folder* as the working tree."""
+        environ = git_environ(
+            GIT_DIR=str(self.git_dir),
+            GIT_WORK_TREE=str(folder),
+            GIT_INDEX_FILE=str(index),
+        )
+        return run_git(*args, cwd=folder, environ=environ, stdin=stdin, settings=_WHOLE)
+
+
+def make(repository: Path, commit: str, folder: Path, *, replace: bool = False) -> Path:
+    """Make *folder* the code of *commit*, and prove it.
+
+    Several processes on several hosts may do so at once: one makes it, all prove it. What is
+    there already is proven and used.
+
+    Args:
+        repository: Which holds the commit: its folder, or its ``.git``.
+        commit: Its id in full.
+        folder: Where; its parents are made.
+        replace: Whether to make anew a folder that is there and is not proven. Only where
+            nobody else uses it.
+
+    Returns:
+        The folder, absolute.
+
+    Raises:
+        CheckoutError: If it cannot be made, or is not what it should be.
+        OSError: If the folder cannot be written.
+    """
+    folder = folder.absolute()
+    if folder.is_dir():
+        try:
+            return prove(repository, commit, folder)
+        except CheckoutError:
+            if not replace:
+                raise
+        remove(folder)
+    known = _open(repository.absolute(), commit)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = _aside(folder)
+    try:
+        code, index = aside / "code", aside / "index"
+        code.mkdir()
+        try:
+            known.run("read-tree", "--reset", "-u", commit, folder=code, index=index)
+        except CheckoutError as error:
+            msg = (
+                f"{commit} cannot be checked out: {error}. If a filter failed: this node "
+                f"lacks its program (git-lfs, for one), or what that fetches"
+            )
+            raise CheckoutError(msg) from error
+        _check(known, code, index)
+        _mark(folder).touch()  # before the folder: what has no mark is never removed
+        try:
+            code.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+            return prove(repository, commit, folder)  # another process was first
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return folder
+
+
+def prove(repository: Path, commit: str, folder: Path) -> Path:
+    """Prove that *folder* holds the code of *commit*, and nothing else.
+
+    Args:
+        repository: Which holds the commit: its folder, or its ``.git``.
+        commit: Its id in full.
+        folder: Which.
+
+    Returns:
+        The folder, absolute.
+
+    Raises:
+        CheckoutError: If it does not; files that differ are named.
+        OSError: If the folder cannot be read.
+    """
+    folder = folder.absolute()
+    known = _open(repository.absolute(), commit)
+    with tempfile.TemporaryDirectory(prefix="mtf-index-") as scratch:
+        index = Path(scratch, "index")
+        known.run("read-tree", commit, folder=folder, index=index)
+        _check(known, folder, index)
+    return folder
+
+
+def remove(folder: Path, *, when: str = "always", status: int = 0) -> bool:
+    """Remove a folder that `make` made; return whether it did.
+
+    Args:
+        folder: Which. What is not there is removed already.
+        when: ``always``; ``success``, which keeps it for people where *status* is not 0; or
+            ``never``.
+        status: How the job ended.
+
+    Raises:
+        CheckoutError: If the folder was not made by `make`.
+        ValueError: If *when* is none of the three.
+    """
+    if when not in {"always", "success", "never"}:
+        msg = f"when is {when!r}: one of always, success, never"
+        raise ValueError(msg)
+    folder = folder.absolute()
+    if when == "never" or (when == "success" and status != 0):
+        return False
+    if not _mark(folder).is_file():
+        if folder.exists():
+            msg = f"{folder} was not made as a checkout and stays: remove it yourself"
+            raise CheckoutError(msg)
+        return False
+    with suppress(FileNotFoundError):
+        folder.rename(_aside(folder))  # at once: nobody proves or runs one half
+    ours = re.compile(rf"\.{re.escape(folder.name)}\.[a-z0-9_]{{8}}\.part")
+    for left in list(folder.parent.iterdir()):
+        if ours.fullmatch(left.name):
+            shutil.rmtree(left, ignore_errors=True)
+    _mark(folder).unlink(missing_ok=True)
+    return True
+
+
+def _mark(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.checkout")
+
+
+def _aside(folder: Path) -> Path:
+    name = {"prefix": f".{folder.name}.", "suffix": ".part"}
+    return Path(tempfile.mkdtemp(**name, dir=folder.parent))
+
+
+def _open(repository: Path, commit: str) -> _Commit:
+    """Read a commit, and compute its id."""
+    algorithm = {40: "sha1", 64: "sha256"}.get(len(commit))
+    if algorithm is None or not re.fullmatch("[0-9a-f]+", commit):
+        msg = f"{commit!r} is not a commit's id in full: 40 or 64 of 0-9a-f"
+        raise CheckoutError(msg)
+    git_dir = repository
+    if os.path.lexists(repository / ".git"):
+        ask = ("rev-parse", "--git-common-dir")
+        said = run_git(*ask, cwd=repository, environ=git_environ())
+        git_dir = repository / os.fsdecode(said.removesuffix(b"\n"))
+    environ = git_environ(GIT_DIR=str(git_dir))
+    body = run_git("cat-file", "commit", commit, cwd=repository, environ=environ)
+    if _oid(algorithm, b"commit", body) != commit:
+        msg = f"{repository}: the commit {commit} is damaged: run `git fsck` there"
+        raise CheckoutError(msg)
+    tree = body[len(b"tree ") : body.index(b"\n")].decode("ascii")
+    entries = {}
+    listed = run_git("ls-tree", "-r", "-z", tree, cwd=repository, environ=environ)
+    for line in listed.split(b"\0")[:-1]:
+        about, _, name = line.partition(b"\t")
+        mode, _, oid = about.split(b" ")
+        entries[os.fsdecode(name)] = _Entry(mode, oid.decode("ascii"))
+    return _Commit(commit, git_dir, tree, entries, algorithm)
+
+
+def _check(known: _Commit, folder: Path, index: Path) -> None:
+    """Compute the tree of *folder* from its bytes; it must be the commit's."""
+    found = dict(_walk(known, folder))
+    for path in _filtered(known, found, folder, index):
+        found[path] = _Entry(found[path].mode, known.entries[path].oid)
+    tree = _tree(known.algorithm, found)
+    if tree == known.tree:
+        return
+    entries = known.entries
+    changes = {
+        "changed": [p for p in found if entries.get(p, found[p]) != found[p]],
+        "missing": sorted(entries.keys() - found.keys()),
+        "extra": sorted(found.keys() - entries.keys()),
+    }
+    shown = "; ".join(
+        f"{len(paths)} {what}: {', '.join(map(repr, paths[:_NUM_SHOWN]))}"
+        for what, paths in changes.items()
+        if paths
+    )
+    msg = (
+        f"{folder} is not the code of commit {known.oid}: its tree is {tree}, not "
+        f"{known.tree} ({shown}); remove it and make it anew"
+    )
+    raise CheckoutError(msg)
+
+
+def _walk(known: _Commit, folder: Path) -> Iterator[tuple[str, _Entry]]:
+    """Yield what git would store of each file under *folder*, filters aside."""
+    for entry, path in _files(folder):
+        expected = known.entries.get(path)
+        if entry.is_symlink():
+            target = os.fsencode(Path(entry.path).readlink())
+            yield path, _Entry(_LINK, _oid(known.algorithm, b"blob", target))
+        elif entry.is_dir():
+            # A repository within the repository, which nobody filled.
+            if expected is not None and expected.mode == _GITLINK:
+                yield path, expected
+        else:
+            status = entry.stat(follow_symlinks=False)
+            mode = _EXECUTABLE if status.st_mode & stat.S_IXUSR else _REGULAR
+            yield path, _Entry(mode, _blob(known.algorithm, entry.path, status.st_size))
+
+
+def _files(folder: Path) -> Iterator[tuple[os.DirEntry[str], str]]:
+    """Yield what lies under *folder* but folders with something in them, with its path."""
+    left = [(str(folder), "")]
+    while left:
+        where, prefix = left.pop()
+        with os.scandir(where) as entries:
+            for entry in sorted(entries, key=lambda entry: os.fsencode(entry.name)):
+                path = prefix + entry.name
+                kind = entry.stat(follow_symlinks=False).st_mode
+                if stat.S_ISDIR(kind):
+                    with os.scandir(entry.path) as inner:
+                        is_empty = next(inner, None) is None
+                    if not is_empty:
+                        left.append((entry.path, path + "/"))
+                        continue
+                elif not (stat.S_ISREG(kind) or stat.S_ISLNK(kind)):
+                    msg = f"{entry.path} is no file, folder or link: remove it"
+                    raise CheckoutError(msg)
+                yield entry, path
+
+
+def _filtered(
+    known: _Commit, found: Mapping[str, _Entry], folder: Path, index: Path
+) -> Iterator[str]:
+    """Yield what differs from the commit's file only as git's filters make it."""
+    files = {_REGULAR, _EXECUTABLE}
+    left = {
+        path: known.entries[path].oid
+        for path, entry in found.items()
+        if path in known.entries
+        and entry.oid != known.entries[path].oid
+        and {entry.mode, known.entries[path].mode} <= files
+    }
+    # One call for all, whatever their size; but a line cannot hold every name.
+    lines = [path for path in left if "\n" not in path and not path.startswith('"')]
+    if lines:
+        names = b"".join(os.fsencode(path) + b"\n" for path in lines)
+        args = ("hash-object", "--stdin-paths")
+        oids = known.run(*args, folder=folder, index=index, stdin=names).split()
+        for path, oid in zip(lines, oids, strict=True):
+            if oid.decode("ascii") == left[path]:
+                del left[path]
+                yield path
+
+    def is_same(path: str) -> bool:
+        args = ("cat-file", "--filters", f"--path={path}", left[path])
+        return (
+            known.run(*args, folder=folder, index=index) == (folder / path).read_bytes()
+        )
+
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        yield from (
+            path for path, same in zip(left, pool.map(is_same, left), strict=True) if same
+        )
+
+
+def _oid(algorithm: str, kind: bytes, data: bytes) -> str:
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    digest.update(b"%s %d\0" % (kind, len(data)))
+    digest.update(data)
+    return digest.hexdigest()
+
+
+def _blob(algorithm: str, path: str, size_bytes: int) -> str:
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    digest.update(b"blob %d\0" % size_bytes)
+    with open(path, "rb") as file:  # noqa: PTH123 -- 10,000 files: a Path each is slow
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _tree(algorithm: str, found: Mapping[str, _Entry]) -> str:
+    """Return the id of the tree that holds *found*, as git computes it."""
+    folders: dict[str, list[tuple[bytes, bytes, str]]] = {"": []}
+    for path, entry in found.items():
+        folder, _, name = path.rpartition("/")
+        folders.setdefault(folder, []).append((os.fsencode(name), entry.mode, entry.oid))
+        while folder:
+            folder = folder.rpartition("/")[0]
+            folders.setdefault(folder, [])
+    oid = ""
+    # Deepest first, the root last.
+    for folder in sorted(folders, key=lambda f: f.count("/") if f else -1, reverse=True):
+        held = sorted(folders[folder], key=lambda e: e[0] + b"/" * (e[1] == _TREE))
+        data = b"".join(b"%s %s\0%s" % (m, n, bytes.fromhex(o)) for n, m, o in held)
+        oid = _oid(algorithm, b"tree", data)
+        if folder:
+            parent, _, name = folder.rpartition("/")
+            folders[parent].append((os.fsencode(name), _TREE, oid))
+    return oid
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status.
+
+    Args:
+        arguments: What follows the program's name; the process's own by default.
+    """
+    parser = argparse.ArgumentParser(
+        prog="checkout.py", description=__doc__.split("\n")[0]
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("make", "prove", "remove"):
+        command = commands.add_parser(name)
+        command.add_argument("--folder", type=Path, required=True)
+        if name != "remove":
+            command.add_argument("--repository", type=Path, required=True)
+            command.add_argument("--commit", required=True)
+        if name == "make":
+            command.add_argument("--replace", action="store_true")
+        if name == "remove":
+            command.add_argument("--when", default="always")
+            command.add_argument("--status", type=int, default=0)
+    args = parser.parse_args(arguments)
+    try:
+        if args.command == "make":
+            make(args.repository, args.commit, args.folder, replace=args.replace)
+        elif args.command == "prove":
+            prove(args.repository, args.commit, args.folder)
+        else:
+            remove(args.folder, when=args.when, status=args.status)
+    except (CheckoutError, OSError, ValueError) as error:
+        sys.stderr.write(f"checkout.py: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

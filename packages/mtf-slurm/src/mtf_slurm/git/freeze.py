@@ -1,0 +1,368 @@
+"""Freeze what is on disk as a tree of git, and touch nothing of the user's.
+
+The user's index is copied, dates and all, so that git reads only files that changed since;
+all else happens on the copy. What git would pass over is put right there first: entries
+marked unchanged, files that a sparse checkout left behind, repositories within the
+repository (submodules or not), whose files are frozen as files.
+
+Files are looked at before and after: a tree is of one moment, or is made again. Two moments
+within a tick of the kernel's clock (4 to 10 ms) cannot be told apart, so files that changed
+just now are waited for. A *new* file that comes while others are read may be missed.
+
+Source: ``git-update-index(1)``, ``git-ls-files(1)``, git's ``racy-git`` note.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from mtf_slurm.errors import SnapshotError
+from mtf_slurm.git._plumbing import Repository, git_in
+
+__all__ = ["Choice", "Frozen", "freeze"]
+
+_GITLINK = b"160000"
+_NUM_ATTEMPTS = 4
+_NUM_SHOWN = 5
+_INDEX_LOCK_WAIT_S = 5.0
+_POLL_S = 0.02
+_TICK_NS = 20_000_000
+_MIB = 1 << 20
+
+_Looks = dict[
+    bytes, tuple[int, int] | None
+]  # when it changed (ns), its inode; None: gone
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What is frozen of what git does not know, besides all that it knows.
+
+    Attributes:
+        include_untracked: Whether any of it. What is ignored never is.
+        exclude: Patterns of the kind that ``.gitignore`` has, for more to ignore.
+        max_untracked_bytes: How much it may hold in all.
+    """
+
+    include_untracked: bool = True
+    exclude: tuple[str, ...] = ("/experiments/",)
+    max_untracked_bytes: int = 100 * _MIB
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frozen:
+    """What was on disk.
+
+    Attributes:
+        tree: The tree's id.
+        head: The commit that the user is on; None before the first.
+        head_tree: That commit's tree.
+        dirty: What differs from that commit, sorted by path, one entry each: a letter, a
+            space and the path. ``M`` changed, ``A`` added, ``D`` deleted, ``T`` now a link
+            or a file, ``?`` unknown to git, ``R`` a repository whose files were frozen.
+    """
+
+    tree: str
+    head: str | None
+    head_tree: str | None
+    dirty: tuple[str, ...]
+
+
+class _ChangedError(Exception):
+    """Files changed while they were read."""
+
+    def __init__(self, paths: Sequence[bytes]) -> None:
+        super().__init__()
+        self.paths = paths
+
+
+def freeze(repository: Repository, choice: Choice) -> Frozen:
+    """Store what is on disk among the repository's objects, and return what that is.
+
+    Raises:
+        SnapshotError: If a merge is unresolved, another git command holds the index, git does
+            not know too much, files change all the time, or git cannot read one.
+    """
+    changed: Sequence[bytes] = ()
+    for _ in range(_NUM_ATTEMPTS):
+        _wait_for_index(repository)
+        with tempfile.TemporaryDirectory(prefix="mtf-index-") as folder:
+            freezing = _Freezing(repository, choice, Path(folder, "index"))
+            try:
+                return freezing.run()
+            except _ChangedError as error:
+                changed = error.paths
+    reason = (
+        f"files change while they are read: {_shown(changed)}; try again when they rest; "
+        f"what a program writes all the time belongs into .gitignore"
+    )
+    raise SnapshotError(repository.top, reason)
+
+
+class _Freezing:
+    """One attempt."""
+
+    def __init__(self, repository: Repository, choice: Choice, index: Path) -> None:
+        self._repository = repository
+        self._choice = choice
+        self._index = index
+        self._top = os.fsencode(repository.top) + b"/"
+        self._looks: _Looks = {}
+        self._links: list[bytes] = []
+        self._nested: list[bytes] = []
+
+    def run(self) -> Frozen:
+        """Freeze."""
+        user_index = _copy(self._repository.index, self._index)
+        with ThreadPoolExecutor(max_workers=2) as pool:  # what waits for git alone
+            on_disk = pool.submit(self._unknown)
+            user_commit = pool.submit(self._head)
+            self._read_index()
+            try:
+                changed, gone = self._differences()
+                unknown = self._files_of(on_disk.result())
+                self._look(unknown)
+                self._check_size(unknown)
+                self._update(changed, gone, unknown)
+                written = pool.submit(self._git, "write-tree")
+                self._check_unchanged()
+                tree = written.result().decode("ascii").strip()
+            except SnapshotError:
+                self._check_unchanged()  # that may be why git failed
+                raise
+            head, head_tree = user_commit.result()
+        if self._repository.is_archive:
+            _copy(self._index, self._repository.index)
+        elif _identity(self._repository.index) != user_index:
+            raise _ChangedError([b".git/index"])
+        dirty = tuple(self._dirty(head, tree, set(unknown)))
+        return Frozen(tree=tree, head=head, head_tree=head_tree, dirty=dirty)
+
+    def _git(self, *args: str, paths: Iterable[bytes] = ()) -> bytes:
+        stdin = b"".join(path + b"\0" for path in paths)
+        return self._repository.git(*args, index=self._index, stdin=stdin)
+
+    def _head(self) -> tuple[str | None, str | None]:
+        """Return the user's commit and its tree."""
+        try:
+            said = self._git("rev-parse", "HEAD^{commit}", "HEAD^{tree}")
+        except SnapshotError:
+            try:
+                self._git("rev-parse", "--quiet", "--verify", "HEAD")
+            except SnapshotError:
+                return None, None  # no commit yet
+            raise
+        commit, tree = said.decode("ascii").split()
+        return commit, tree
+
+    def _read_index(self) -> None:
+        """Look at what git knows, and unmark what it would not look at."""
+        files, assumed, skipped, unmerged = [], [], [], set()
+        for line in self._git("ls-files", "-s", "-v", "-z").split(b"\0")[:-1]:
+            about, _, path = line.partition(b"\t")
+            tag, mode, _, stage = about.split(b" ")
+            if stage != b"0":
+                unmerged.add(path)
+            elif mode == _GITLINK:
+                self._links.append(path)
+            else:
+                files.append(path)
+                if tag.islower():
+                    assumed.append(path)
+                if tag in b"Ss":
+                    skipped.append(path)
+        _refuse_unmerged(self._repository.top, unmerged)
+        self._look(files)
+        if assumed:
+            self._git(
+                "update-index", "--no-assume-unchanged", "-z", "--stdin", paths=assumed
+            )
+        if there := [path for path in skipped if self._looks[path]]:
+            self._git("update-index", "--no-skip-worktree", "-z", "--stdin", paths=there)
+
+    def _differences(self) -> tuple[list[bytes], list[bytes]]:
+        """Return what differs from the index: changed, and gone."""
+        args = ("diff-files", "--ignore-submodules=all", "--name-status", "-z")
+        fields = iter(self._git(*args).split(b"\0")[:-1])
+        changed: list[bytes] = []
+        gone: list[bytes] = []
+        for status, path in zip(fields, fields, strict=True):
+            (gone if status == b"D" else changed).append(path)
+        return changed, gone
+
+    def _files_of(self, unknown: Sequence[bytes]) -> list[bytes]:
+        """Return the files that are unknown to git, those of repositories within too."""
+        found = [path for path in unknown if not path.endswith(b"/")]
+        self._nested = [path for path in unknown if path.endswith(b"/")]
+        for path in self._links:
+            if os.path.lexists(self._top + path + b"/.git"):
+                self._nested.append(path + b"/")
+        for path in self._nested:
+            found += self._within(path)
+        return found
+
+    def _unknown(self, folder: bytes = b"") -> list[bytes]:
+        if not self._choice.include_untracked:
+            return []
+        args = ["ls-files", "--others", "--exclude-standard", "-z"]
+        if folder:
+            said = git_in(Path(os.fsdecode(self._top + folder)), *args)
+        else:
+            said = self._git(*args, *(f"--exclude={p}" for p in self._choice.exclude))
+        return said.split(b"\0")[:-1]
+
+    def _within(self, folder: bytes) -> Iterator[bytes]:
+        """Yield the files of the repository in *folder*, which ends with a slash."""
+        where = Path(os.fsdecode(self._top + folder))
+        known, unmerged, nested = [], set(), []
+        for line in git_in(where, "ls-files", "-s", "-z").split(b"\0")[:-1]:
+            about, _, path = line.partition(b"\t")
+            if not about.endswith(b" 0"):
+                unmerged.add(path)
+            elif not about.startswith(_GITLINK):
+                known.append(path)
+            elif os.path.lexists(self._top + folder + path + b"/.git"):
+                nested.append(path + b"/")
+        _refuse_unmerged(where, unmerged)
+        for path in self._unknown(folder):
+            (nested if path.endswith(b"/") else known).append(path)
+        yield from (
+            folder + path for path in known if os.path.lexists(self._top + folder + path)
+        )
+        for path in nested:
+            yield from self._within(folder + path)
+
+    def _look(self, paths: Iterable[bytes]) -> None:
+        """Note when *paths* changed last, once that is some time ago."""
+        new = self._looked(paths)
+        newest_ns = max((look[0] for look in new.values() if look), default=0)
+        if newest_ns > time.time_ns() - _TICK_NS:
+            time.sleep(_TICK_NS / 1e9)
+            new = self._looked(new)
+        self._looks |= new
+
+    def _looked(self, paths: Iterable[bytes]) -> _Looks:
+        looks: _Looks = {}
+        for path in paths:
+            try:
+                found = os.lstat(self._top + path)
+            except OSError:
+                looks[path] = None
+            else:
+                looks[path] = found.st_ctime_ns, found.st_ino
+        return looks
+
+    def _check_unchanged(self) -> None:
+        now = self._looked(self._looks)
+        if now != self._looks:
+            raise _ChangedError([path for path in now if now[path] != self._looks[path]])
+
+    def _check_size(self, unknown: Sequence[bytes]) -> None:
+        sizes = {}
+        for path in unknown:
+            with suppress(OSError):
+                sizes[path] = os.lstat(self._top + path).st_size
+        limit = self._choice.max_untracked_bytes
+        if (total := sum(sizes.values())) > limit:
+            biggest = sorted(sizes, key=sizes.__getitem__, reverse=True)
+            reason = (
+                f"{len(sizes)} files that git does not know hold {total / _MIB:,.1f} MiB, more "
+                f"than the limit of {limit / _MIB:,.1f} MiB; the biggest are "
+                f"{_shown(biggest)}: put data into .gitignore, or raise max_untracked_bytes"
+            )
+            raise SnapshotError(self._repository.top, reason)
+
+    def _update(
+        self, changed: Sequence[bytes], gone: Sequence[bytes], unknown: Sequence[bytes]
+    ) -> None:
+        """Bring the private index to what is on disk."""
+        if gone:
+            # Not by name: git follows no link to see that a file behind one is gone.
+            null = b"0" * self._repository.oid_digits
+            lines = [b"0 %s\t%s" % (null, path) for path in gone]
+            self._git("update-index", "-z", "--index-info", paths=lines)
+        if changed or unknown:
+            args = ("update-index", "--add", "--remove", "--replace", "-z", "--stdin")
+            self._git(*args, paths=(*changed, *unknown))
+
+    def _dirty(self, head: str | None, tree: str, unknown: set[bytes]) -> Iterator[str]:
+        if self._repository.is_archive:
+            return
+        if head is None:
+            names = self._git("ls-tree", "-r", "-z", "--name-only", tree).split(b"\0")[
+                :-1
+            ]
+            fields = iter([field for name in names for field in (b"A", name)])
+        else:
+            args = ("diff-tree", "-r", "-z", "--no-renames", "--name-status", head, tree)
+            fields = iter(self._git(*args).split(b"\0")[:-1])
+        lines = {path.rstrip(b"/"): b"R" for path in self._nested}
+        within = tuple(self._nested)
+        for letter, path in zip(fields, fields, strict=True):
+            if not (path in lines or path.startswith(within)):
+                lines[path] = b"?" if path in unknown else letter
+        for path in sorted(lines):
+            yield os.fsdecode(lines[path] + b" " + path)
+
+
+def _refuse_unmerged(top: Path, unmerged: set[bytes]) -> None:
+    if unmerged:
+        reason = (
+            f"is in the middle of a merge: {_shown(sorted(unmerged))} not resolved; resolve "
+            f"and `git add` them, or `git merge --abort`, and submit again"
+        )
+        raise SnapshotError(top, reason)
+
+
+def _wait_for_index(repository: Repository) -> None:
+    """Wait for another git command to end: it may be changing files."""
+    lock = repository.index.with_name(repository.index.name + ".lock")
+    give_up_s = time.monotonic() + _INDEX_LOCK_WAIT_S
+    while lock.exists():
+        if time.monotonic() >= give_up_s:
+            reason = (
+                "another git command is at work there (a commit or a rebase, perhaps, that "
+                "waits for its editor): let it end; if none runs, delete this file"
+            )
+            raise SnapshotError(lock, reason)
+        time.sleep(_POLL_S)
+
+
+def _copy(source: Path, target: Path) -> tuple[int, int] | None:
+    """Copy an index, with its date: by that git knows which files may have changed since.
+
+    Returns:
+        The identity of what was copied; None if there is no index yet.
+    """
+    try:
+        with source.open("rb") as file:
+            found = os.fstat(file.fileno())
+            data = file.read()
+    except FileNotFoundError:
+        return None
+    aside = target.with_name(f"{target.name}.{uuid.uuid4().hex}")
+    aside.write_bytes(data)
+    os.utime(aside, ns=(found.st_atime_ns, found.st_mtime_ns))
+    aside.replace(target)
+    return found.st_mtime_ns, found.st_ino
+
+
+def _identity(index: Path) -> tuple[int, int] | None:
+    try:
+        found = index.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_mtime_ns, found.st_ino
+
+
+def _shown(paths: Sequence[bytes]) -> str:
+    more = f" and {len(paths) - _NUM_SHOWN} more" * (len(paths) > _NUM_SHOWN)
+    return ", ".join(repr(os.fsdecode(path)) for path in paths[:_NUM_SHOWN]) + more

@@ -1,0 +1,57 @@
+"""What was frozen, and how a job gets it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mtf_slurm.git import checkout
+
+__all__ = ["CHECKOUT_SCRIPT", "Snapshot"]
+
+CHECKOUT_SCRIPT = Path(checkout.__file__)  # needs nothing beside it: may be copied
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snapshot:
+    """The code of one moment, on a branch for each experiment.
+
+    Attributes:
+        repository: The folder of git that holds it, for a job to read.
+        top: The root of the working tree that it was.
+        prefix: The project's folder in it, with slashes; empty for the root itself.
+        commit: The commit's id: the user's own where nothing differed from it.
+        tree: Its tree's id, which a job proves.
+        base: The commit that the user was on; None before the first.
+        dirty: What differed from it, one entry each: ``M path`` changed, ``A`` added, ``D``
+            deleted, ``T`` now a link or a file, ``?`` unknown to git, ``R`` a repository
+            whose files were frozen as files. Empty for the archive of a folder.
+        branches: By experiment.
+    """
+
+    repository: Path
+    top: Path
+    prefix: str
+    commit: str
+    tree: str
+    base: str | None
+    dirty: tuple[str, ...]
+    branches: Mapping[str, str]
+
+    def arguments(self) -> tuple[str, ...]:
+        """Return what ``checkout.py make`` and ``prove`` need beside ``--folder``."""
+        return ("--repository", str(self.repository), "--commit", self.commit)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return all but the branches, as JSON has it."""
+        return {
+            "repository": str(self.repository),
+            "top": str(self.top),
+            "prefix": self.prefix,
+            "commit": self.commit,
+            "tree": self.tree,
+            "base": self.base,
+            "dirty": list(self.dirty),
+        }

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtf_slurm.errors import SnapshotError
+from mtf_slurm.git._plumbing import Repository, find, git_in, init_archive
+
+
+def test_a_repository_is_found_from_any_folder_in_it(repo: Any) -> None:
+    """From the root or below, all parts are found by their full paths."""
+    git_dir = repo.path / ".git"
+    expected = Repository(
+        top=repo.path, git_dir=git_dir, common_dir=git_dir, index=git_dir / "index"
+    )
+    assert find(repo.path) == expected
+    assert find(repo.path / "pkg") == expected
+
+
+def test_a_linked_working_tree_shares_objects(repo: Any, tmp_path: Path) -> None:
+    """A linked working tree has its own index, and its repository's refs and objects."""
+    repo.git("worktree", "add", "-q", "-b", "side", str(tmp_path / "linked"))
+    found = find(tmp_path / "linked")
+    assert found is not None
+    assert found.common_dir == repo.path / ".git"
+    assert found.index == repo.path / ".git/worktrees/linked/index"
+
+
+def test_outside_there_is_none(tmp_path: Path) -> None:
+    """A folder in no repository has none, and one that is missing is an error."""
+    assert find(tmp_path) is None
+    with pytest.raises(SnapshotError, match="is no folder: name the root of the project"):
+        find(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("inside", ["bare", "repo/.git", "repo/.git/refs"])
+def test_repositories_without_files_are_refused(
+    repo: Any, tmp_path: Path, inside: str
+) -> None:
+    """A bare repository, and the folder of git itself, hold no code to freeze."""
+    repo.git("clone", "-q", "--bare", ".", str(tmp_path / "bare"))
+    with pytest.raises(SnapshotError, match="bare repository, which has no code"):
+        find(tmp_path / inside)
+
+
+def test_a_bare_repositorys_working_tree_is_fine(repo: Any, tmp_path: Path) -> None:
+    """A working tree linked to a bare repository has code, and is found."""
+    repo.git("clone", "-q", "--bare", ".", str(tmp_path / "bare"))
+    repo.git(
+        "-C", str(tmp_path / "bare"), "worktree", "add", "-q", str(tmp_path / "linked")
+    )
+    found = find(tmp_path / "linked")
+    assert found is not None
+    assert found.common_dir == tmp_path / "bare"
+
+
+@pytest.mark.parametrize("damage", ["HEAD", "config"])
+def test_what_git_cannot_read_is_an_error(repo: Any, damage: str) -> None:
+    """A repository that git refuses is not taken for none."""
+    repo.write(f".git/{damage}", "[damaged")
+    with pytest.raises(
+        SnapshotError, match="git cannot read its repository: `git rev-parse"
+    ):
+        find(repo.path)
+
+
+def test_line_break_in_the_path_is_refused(make_repo: Callable[..., Any]) -> None:
+    """A path that would be read as two is refused, not misread."""
+    with pytest.raises(SnapshotError, match="has a line break: move the repository"):
+        find(make_repo("odd\nname").path)
+
+
+def test_missing_and_old_git(
+    repo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No git, or one that is too old, is named with what is needed."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SnapshotError, match="there is no git on PATH"):
+        find(repo.path)
+    git = tmp_path / "git"
+    for said, expected in {
+        "git version 1.8.3.1": "1.8.3.1 is too old: load one of 2.31 or newer",
+        "git version 2.9.5 (Odd)": "2.9.5 .Odd. is too old",
+        "git version 2.50.1": "git cannot read its repository",
+        "odd": "git cannot read its repository",
+    }.items():
+        git.write_text(
+            "#!/bin/sh\n"
+            f'for last; do :; done; [ "$last" = version ] && echo "{said}" || exit 129\n',
+            encoding="utf-8",
+        )
+        git.chmod(0o755)
+        with pytest.raises(SnapshotError, match=expected):
+            find(repo.path)
+
+
+def test_git_that_cannot_be_run_is_an_error(
+    repo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A git that the system will not run is told as such."""
+    found = find(repo.path)
+    assert found is not None
+    git = tmp_path / "git"
+    git.write_text("no program", encoding="utf-8")
+    git.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SnapshotError, match="git cannot be run there"):
+        found.git("version")
+
+
+def test_an_index_is_used_only_where_it_is_named(repo: Any) -> None:
+    """A command without an index sees none, and cannot write the user's."""
+    found = find(repo.path)
+    assert found is not None
+    assert found.git("ls-files") == b""
+    with pytest.raises(SnapshotError, match="read-tree"):
+        found.git("read-tree", "HEAD")
+    assert repo.git("ls-files") == "pkg/util.py\ntrain.py"
+    assert git_in(repo.path / "pkg", "ls-files") == b"util.py\n"
+
+
+def test_an_archive_is_made_once(tmp_path: Path) -> None:
+    """The repository for a folder without one is made where it is named, and found again."""
+    code = tmp_path / "code"
+    code.mkdir()
+    first = init_archive(tmp_path / "kept/code.git", code)
+    again = init_archive(tmp_path / "kept/code.git", code)
+    assert first == again
+    assert first.is_archive
+    assert first.oid_digits == 40
+    assert not (first.git_dir / "hooks").exists()
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(
+        SnapshotError, match=r"code\.git: cannot be made: .*name another place"
+    ):
+        init_archive(tmp_path / "file/code.git", code)

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtf_slurm.errors import SnapshotError
+from mtf_slurm.git import provenance
+from mtf_slurm.git.provenance import environment, packages, redacted, write
+
+CODE = {"commit": "c" * 40, "dirty": ["M \udcff.py"]}
+
+
+def read(path: Path) -> Any:
+    """Return what a file of JSON says."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_packages_are_those_installed() -> None:
+    """What is imported here is listed with its version, each once, in order."""
+    found = packages()
+    assert f"pytest=={pytest.__version__}" in found
+    assert found == sorted(set(found), key=str.lower)
+
+
+def test_packages_from_elsewhere_say_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Editable, repository and file installs name their source, without its password."""
+    sources: dict[str, Any] = {
+        "edit": {"url": "file:///src/edit", "dir_info": {"editable": True}},
+        "vcs": {
+            "url": "https://user:hunter2@example.org/vcs",
+            "vcs_info": {"vcs": "git", "commit_id": "abc"},
+        },
+        "wheel": {"url": "file:///w.whl", "archive_info": {}},
+    }
+    for name, direct in sources.items():
+        info = tmp_path / f"{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Name: {name}\nVersion: 1.0\n", encoding="utf-8")
+        (info / "direct_url.json").write_text(json.dumps(direct), encoding="utf-8")
+    (tmp_path / "torn-1.0.dist-info").mkdir()
+    (tmp_path / "torn-1.0.dist-info/METADATA").write_text("", encoding="utf-8")
+    odd = tmp_path / "odd-1.0.dist-info"
+    odd.mkdir()
+    (odd / "METADATA").write_text("Name: odd\nVersion: 1.0\n", encoding="utf-8")
+    (odd / "direct_url.json").write_text("{", encoding="utf-8")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert packages() == [
+        "-e file:///src/edit  # edit==1.0",
+        "odd==1.0",
+        "vcs @ git+https://***@example.org/vcs@abc",
+        "wheel @ file:///w.whl",
+    ]
+
+
+def test_environment_names_python_and_cuda(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python, machine and what is known of CUDA, without loading anything."""
+    monkeypatch.delenv("CUDA_PATH", raising=False)
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    found = environment()
+    assert found["python"] == sys.version
+    assert found["executable"] == sys.executable
+    assert set(found["cuda"]) <= {"driver"}
+    about = {"cuda": {"version": "12.8.1"}}
+    (tmp_path / "version.json").write_text(json.dumps(about), encoding="utf-8")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setattr(
+        Path, "read_text", lambda self, encoding: self.read_bytes().decode(encoding)
+    )
+    cuda = environment()["cuda"]
+    cuda.pop("driver", None)
+    assert cuda == {
+        "toolkit": str(tmp_path),
+        "toolkit_version": "12.8.1",
+        "visible_devices": "0,1",
+    }
+    (tmp_path / "version.json").write_text("[]", encoding="utf-8")
+    assert "toolkit_version" not in environment()["cuda"]
+
+
+def test_the_driver_is_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver's version is the first line of what the kernel says of it."""
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: "NVRM 570.1\nGCC\n")
+    assert provenance._cuda()["driver"] == "NVRM 570.1"
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        (["a", "--token", "x", "b"], ["a", "--token", "***", "b"]),
+        (["a", "--hf-token=x"], ["a", "--hf-token=***"]),
+        (["--password", "--verbose"], ["--password", "--verbose"]),
+        (["logging.wandb_api_key=x\ny"], ["logging.wandb_api_key=***"]),
+        (["AWS_SECRET_ACCESS_KEY=x"], ["AWS_SECRET_ACCESS_KEY=***"]),
+        (
+            ["postgres://u:p@h/db", "--url=https://u:p@h"],
+            ["postgres://***@h/db", "--url=https://***@h"],
+        ),
+        (["--tokenizer=x", "--max_tokens", "3"], ["--tokenizer=x", "--max_tokens", "3"]),
+        ([], []),
+    ],
+)
+def test_secrets_are_left_out(command: list[str], shown: list[str]) -> None:
+    """What sounds like a secret has no value in the record; the rest is as it was."""
+    assert redacted(command) == shown
+
+
+def test_each_experiment_gets_both_files(tmp_path: Path) -> None:
+    """Its own branch and command in one, the code in the other, which all share."""
+    folders = {name: tmp_path / "deep" / name for name in ("a", "b", "c")}
+    write(
+        folders,
+        CODE,
+        branches={"a": "slurm-job/a", "b": "slurm-job/b"},
+        commands={"a": ["train.py", "--token=x"]},
+    )
+    first = read(folders["a"] / "submission.json")
+    assert first.pop("submitted_at").endswith("+00:00")
+    assert first == {
+        "experiment_name": "a",
+        "branch": "slurm-job/a",
+        "command": ["train.py", "--token=***"],
+    }
+    assert read(folders["c"] / "submission.json")["branch"] is None
+    codes = [folder / "code.json" for folder in folders.values()]
+    assert [read(path) for path in codes] == [CODE] * 3
+    assert len({path.stat().st_ino for path in codes}) == 1
+    assert codes[0].stat().st_mode & 0o222 == 0
+    for folder in folders.values():
+        assert {path.name for path in folder.iterdir()} == {
+            "code.json",
+            "submission.json",
+        }
+
+
+def test_a_new_submission_replaces_one_record_alone(tmp_path: Path) -> None:
+    """Of experiments that shared a file, those not submitted again keep what they had."""
+    folders = {name: tmp_path / name for name in ("a", "b", "c")}
+    write(folders, CODE, branches={}, commands={})
+    again = {name: folders[name] for name in ("a", "b")}
+    write(again, {"commit": "d" * 40}, branches={}, commands={})
+    commits = [read(folder / "code.json")["commit"][0] for folder in folders.values()]
+    assert commits == ["d", "d", "c"]
+    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == [
+        "code.json",
+        "submission.json",
+    ]
+
+
+def test_files_are_copied_where_they_cannot_be_linked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On file systems without links, or past their limit, each has a file of its own."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EMLINK, "Too many links")
+
+    monkeypatch.setattr(os, "link", refuse)
+    folders = {name: tmp_path / name for name in ("a", "b")}
+    write(folders, CODE, branches={}, commands={})
+    assert [read(folder / "code.json") for folder in folders.values()] == [CODE] * 2
+
+
+def test_unwritable_folders_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that cannot be made, or a full disk, is named, and no torn file is left."""
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(SnapshotError, match=r"file/a: what runs cannot be recorded"):
+        write({"a": tmp_path / "file/a"}, CODE, branches={}, commands={})
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(SnapshotError, match="No space left on device"):
+        write({"a": tmp_path / "a"}, CODE, branches={}, commands={})
+    assert list((tmp_path / "a").iterdir()) == []
+
+
+def test_importing_the_package_stays_light() -> None:
+    """The package itself loads neither filelock nor what reads metadata."""
+    code = "import mtf_slurm, sys; print([m for m in sys.modules if 'filelock' in m])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True
+    )
+    assert done.stdout == "[]\n"

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from mtf_slurm.git.snapshot import CHECKOUT_SCRIPT, Snapshot
+
+
+def test_a_snapshot_is_plain_data() -> None:
+    """All but the branches goes into JSON, and a job's arguments name repository and commit."""
+    snapshot = Snapshot(
+        repository=Path("/r/.git"),
+        top=Path("/r"),
+        prefix="pkg",
+        commit="c" * 40,
+        tree="d" * 40,
+        base=None,
+        dirty=("M \udcff",),
+        branches={"a": "slurm-job/a"},
+    )
+    assert snapshot.arguments() == ("--repository", "/r/.git", "--commit", "c" * 40)
+    assert json.loads(json.dumps(snapshot.to_plain())) == {
+        "repository": "/r/.git",
+        "top": "/r",
+        "prefix": "pkg",
+        "commit": "c" * 40,
+        "tree": "d" * 40,
+        "base": None,
+        "dirty": ["M \udcff"],
+    }
+
+
+def test_the_script_is_there() -> None:
+    """What a job is to run lies beside the package, as a file."""
+    assert CHECKOUT_SCRIPT.name == "checkout.py"
+    assert CHECKOUT_SCRIPT.is_file()
