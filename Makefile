@@ -1,6 +1,6 @@
 # The two commands of the README. Everything else is a nox session: `.venv/bin/nox -l`.
 .DEFAULT_GOAL := help
-.PHONY: help demo test clean
+.PHONY: help demo test slurm-up slurm-down clean
 
 PYTHON ?= python3
 ARGS ?=
@@ -8,13 +8,19 @@ NOX := .venv/bin/nox
 UV_PIN := $(shell sed -n 's/.*"\(uv==[^"]*\)".*/\1/p' pyproject.toml)
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1 - \2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1 - \2/p' Makefile
 
 demo: $(NOX) ## train on real digits; make demo ARGS="optimizer.lr=3e-4" changes a key
 	@$(NOX) -s demo -- $(ARGS)
 
 test: $(NOX) ## run every check that CI runs; ARGS are passed to nox
 	@$(NOX) $(ARGS)
+
+slurm-up: ## start a Slurm cluster in containers, to play with
+	@$(PYTHON) tests-integration/slurm/cluster.py up
+
+slurm-down: ## take it down
+	@$(PYTHON) tests-integration/slurm/cluster.py down
 
 clean: ## remove what the checks made, but no experiment
 	rm -rf .venv .nox .ci/log .mypy_cache .pytest_cache .ruff_cache .hypothesis

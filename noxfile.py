@@ -219,7 +219,15 @@ def docs(session: nox.Session) -> None:
 def integration(session: nox.Session) -> None:
     """Test the packages together, the demos, and every example of the documents."""
     install_together(session, "--group=test", "--group=demo")
-    session.run("pytest", *(session.posargs or ["tests-integration"]))
+    chosen = session.posargs or ["tests-integration", "-m", "not slurm"]
+    session.run("pytest", *chosen)
+
+
+@nox.session(python=MAIN, default=False)
+def slurm(session: nox.Session) -> None:
+    """Test on a real Slurm cluster, which is started in containers and taken down."""
+    install_together(session, "--group=test")
+    session.run("pytest", *(session.posargs or ["tests-integration/slurm"]))
 
 
 @nox.session(python=MAIN, default=False)

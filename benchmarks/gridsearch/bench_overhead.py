@@ -172,7 +172,7 @@ class Contenders:
 
     def ray(self) -> Search:
         """Ray Tune, each trial a subprocess, as with the others."""
-        import ray  # type: ignore[import-not-found]
+        import ray  # type: ignore[import-untyped, unused-ignore]
         from ray import tune
 
         ray.init(num_cpus=PLACES, include_dashboard=False, log_to_driver=False)

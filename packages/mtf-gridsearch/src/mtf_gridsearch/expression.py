@@ -302,5 +302,5 @@ _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.Gt: _ordered(operator.gt),
     ast.GtE: _ordered(operator.ge),
     ast.In: _contains,
-    ast.NotIn: lambda left, right: not _contains(left, right),
+    ast.NotIn: lambda left, right: not _contains(left, right),  # codespell:ignore
 }
