@@ -2,7 +2,14 @@ import dataclasses
 from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    model_validator,
+)
 from typing_extensions import TypedDict
 
 from mtf_gridsearch._base import UnfitError, base_of
@@ -246,3 +253,68 @@ def test_what_is_no_base() -> None:
         base_of([1])
     with pytest.raises(GridError, match=r"base config: .*object"):
         base_of({"a": object()})
+
+
+class Aliased(BaseModel):
+    """A field that is read by its alias alone."""
+
+    learning: float = Field(0.1, alias="learning-rate")
+
+
+def test_what_is_read_by_its_alias_is_written_by_it() -> None:
+    """Otherwise every experiment would run with the default."""
+    base = base_of(Aliased.model_validate({}))
+
+    assert base.by_alias
+    assert base.plain == {"learning-rate": 0.1}
+
+
+class Secret(BaseModel):
+    """A field that is not written as it is."""
+
+    token: SecretStr = SecretStr("x")
+
+
+class Hidden(BaseModel):
+    """A field that is not written at all."""
+
+    path: str = Field("a", exclude=True)
+
+
+@pytest.mark.parametrize("config", [Secret(), Hidden(path="b")])
+def test_what_does_not_read_back_equal_is_refused(config: BaseModel) -> None:
+    """A secret, or a field left out, would reach no experiment."""
+    with pytest.raises(GridError, match="does not read back equal"):
+        base_of(config)
+
+
+class Inner(BaseModel):
+    """Something below a model."""
+
+    layers: list[int] = [1]
+    depth: int = 1
+
+
+class Outer(BaseModel):
+    """Something with sections."""
+
+    lr: float = 0.1
+    sub: Inner = Inner()
+    subs: list[Inner] = []
+
+
+def test_configs_share_nothing_with_the_base() -> None:
+    """What is changed in one is changed in no other."""
+    config = Outer()
+    base = base_of(config)
+
+    one, two = base.applied({"lr": 1.0}, "one"), base.applied({"lr": 2.0}, "two")
+    one.sub.layers.append(5)
+
+    assert config.sub.layers == two.sub.layers == [1]
+
+
+def test_unknown_keys_in_lists_of_models_are_told() -> None:
+    """A key inside a list is looked up in the schema, too."""
+    with pytest.raises(UnfitError, match=r"subs\.0\.dd"):
+        base_of(Outer()).applied({"subs": [{"dd": 5}]}, "x")

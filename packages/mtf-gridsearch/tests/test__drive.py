@@ -253,6 +253,22 @@ def test_a_rule_stops_an_experiment(journal: Journal, tmp_path: Path) -> None:
     assert again.submitted == []
 
 
+def test_what_fails_while_it_is_watched_is_not_started_again(
+    journal: Journal, tmp_path: Path
+) -> None:
+    """A job adopted from a loop that was killed fails: that is its end, as for any other."""
+    launcher = Scripted({"a": ["running", "failed"]})
+    journal.planned([experiment("a")])
+    (tmp_path / "a").mkdir()
+    save(experiment("a"), tmp_path / "a" / "config.yaml")
+    list(launcher.submit([experiment("a")], folder=tmp_path))
+    journal.submitted({"a": "a.1"})
+
+    assert drive(journal, launcher, Listed("a")).run()
+    assert launcher.submitted == ["a"]
+    assert statuses(tmp_path) == {"a": "failed"}
+
+
 def test_success_before_the_cancel_counts(journal: Journal, tmp_path: Path) -> None:
     """An experiment that succeeds while it is being stopped has succeeded."""
 

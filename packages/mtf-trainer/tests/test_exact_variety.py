@@ -50,13 +50,33 @@ def test_several_loaders_and_optimizers(
 def test_frozen_layers_and_hidden_buffers(
     runs: Any, fabric: Fabric, tmp_path: Path
 ) -> None:
-    """Stopped at every edge: which parameters are trained, and buffers kept to itself."""
+    """Stopped at every edge: what is trained, hidden buffers, a step that is skipped."""
     make = runs.thawing(fabric)
     whole = run_whole(make, tmp_path / "whole")
+    lines = (tmp_path / "whole" / "metrics.jsonl").read_text("utf-8")
+    assert lines.count('"skipped_steps": 1') == 1
 
     for number, edge in enumerate(whole.edges):
         outcome = run_with_stops(make, tmp_path / str(number), [edge])
         assert (str(edge), outcome) == (str(edge), whole.outcome)
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_several_loaders_on_two_processes(tmp_path: Path, accumulation: int) -> None:
+    """Where windows end ragged, processes keep the same weights; stopped and gone on, too."""
+    script = str(Path(__file__).with_name("varied_runs.py"))
+    subprocess.run(
+        [sys.executable, script, str(tmp_path), str(accumulation)],
+        check=True,
+        timeout=LAUNCHED_S,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+    )
+
+    told = [json.loads((tmp_path / f"rank{n}.json").read_text("utf-8")) for n in (0, 1)]
+    assert told[0]["weights"] == told[1]["weights"]
+    assert [each["wrong"] for each in told] == [[], []]
+    assert told[0]["tried"] >= 4
 
 
 @pytest.mark.parametrize(

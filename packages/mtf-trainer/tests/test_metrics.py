@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import resource
 from pathlib import Path
 
@@ -122,3 +123,42 @@ def test_pipe_cannot_be_flushed() -> None:
             writer.flush()
     finally:
         writer.close()
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced", "folder gone", "no folder"])
+def test_lost_file_is_noticed(tmp_path: Path, how: str) -> None:
+    """Lines that go to a file nobody will find are an error, not a success."""
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.parent.mkdir()
+    with MetricsWriter(path, keep_bytes=0) as writer:
+        writer.append(step=1, epoch=1, split="val", values={"loss": 1.0})
+        writer.check()
+        path.unlink()
+        if how == "replaced":
+            path.touch()
+        elif how != "deleted":
+            path.parent.rmdir()
+        if how == "no folder":
+            path.parent.touch()
+        for look in (writer.check, writer.flush):
+            with pytest.raises(MetricsFileError, match="was deleted or replaced while"):
+                look()
+        with pytest.raises(MetricsFileError, match="was deleted or replaced while"):
+            writer.append(step=2, epoch=1, split="val", values={"loss": 1.0})
+
+
+def test_file_that_cannot_be_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system that fails is told as such."""
+
+    def fail(_: int) -> None:
+        raise OSError(5, os.strerror(5))
+
+    with (
+        MetricsWriter(tmp_path / "metrics.jsonl", keep_bytes=0) as writer,
+        monkeypatch.context() as patch,
+    ):
+        patch.setattr(os, "fstat", fail)
+        with pytest.raises(MetricsFileError, match="cannot be found: Input/output"):
+            writer.check()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import shutil
 import signal
 import threading
@@ -24,6 +25,7 @@ from mtf_trainer import (
     CheckpointSettings,
     CheckpointWarning,
     CheckpointWriteError,
+    DivergenceError,
     GenericTrainer,
     GenericTrainerConfig,
     Limits,
@@ -31,6 +33,7 @@ from mtf_trainer import (
     NothingToResumeError,
     Phase,
     RegistryError,
+    SchedulerSpec,
     SnapshotSettings,
     StopReason,
     read_metrics,
@@ -892,3 +895,43 @@ def test_an_error_at_either_end_of_fit_is_told_to_callbacks(
     with pytest.raises(CallbackError):
         make_trainer(parts={"callbacks": [Fails()]}).fit(loader)
     assert [type(error) for error in told] == [CallbackError]
+
+
+@pytest.mark.parametrize(
+    ("interval", "kind", "told"),
+    [
+        ("steps", "StepLR", "must be one of 'step', 'epoch', 'metric'"),
+        ("metric", "StepLR", "is not one that takes a metric"),
+        ("epoch", "ReduceLROnPlateau", "is one that takes a metric"),
+    ],
+)
+def test_a_scheduler_steps_as_its_kind_can(interval: Any, kind: str, told: str) -> None:
+    """A slip in the interval, or one that is not for the scheduler, is refused at once."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
+    options = {"step_size": 1} if kind == "StepLR" else {}
+    scheduler = getattr(torch.optim.lr_scheduler, kind)(optimizer, **options)
+
+    with pytest.raises(ValueError, match=told):
+        SchedulerSpec(scheduler=scheduler, interval=interval)
+
+
+def test_weights_that_are_not_finite_reach_no_disk(
+    make_trainer: MakeTrainer, loader: Any, tmp_path: Path
+) -> None:
+    """A gradient that is NaN once, with a finite loss: no checkpoint behind it is written."""
+
+    class Poisons:
+        def on_train_batch_optim_step(self, trainer: Any) -> None:
+            if trainer.global_step == 3:
+                next(iter(trainer.model.parameters())).grad.fill_(math.nan)
+
+    checkpoint = CheckpointSettings(asynchronous=False, every_n_steps=1, keep_last_n=9)
+    trainer = make_trainer(
+        parts={"callbacks": [Poisons()]}, checkpoint=checkpoint, max_grad_norm=None
+    )
+
+    with pytest.raises(DivergenceError):
+        trainer.fit(loader)
+    names = sorted(p.name for p in (tmp_path / "run" / "checkpoints").glob("*.ckpt"))
+    assert "epoch_000_step_000003.ckpt" in names
+    assert "epoch_000_step_000004.ckpt" not in names

@@ -1,7 +1,13 @@
-"""Trainings of other kinds than that of `exact_runs`, to be stopped at every edge."""
+"""Trainings of other kinds than that of `exact_runs`, to be stopped at every edge.
+
+As a script, ``python varied_runs.py FOLDER ACCUMULATION`` stops `several` on two processes
+at every 17th edge, and writes what came out to ``FOLDER/rank<N>.json``.
+"""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +22,12 @@ from mtf_trainer import (
     FitResult,
     GenericTrainer,
     GenericTrainerConfig,
+    GuardSettings,
     MultiLoader,
     SchedulerSpec,
     SnapshotSettings,
 )
+from mtf_trainer.testing import run_whole, run_with_stops
 
 Make = Callable[[Path], tuple[GenericTrainer, Callable[[], FitResult]]]
 
@@ -137,8 +145,22 @@ class Thaws:
                 parameter.requires_grad_(trainer.global_step == 5)
 
 
-def thawing(fabric: Fabric) -> Make:
-    """Return a maker of trainers with a hidden buffer, and layers that are frozen first."""
+class Poisons:
+    """A callback that makes the gradient of one step something that is not finite."""
+
+    def on_train_batch_optim_step(self, trainer: GenericTrainer) -> None:
+        """Do so in the third step."""
+        if trainer.global_step == 2:
+            gradient = list(trainer.model.parameters())[-1].grad
+            if gradient is not None:
+                gradient.fill_(torch.nan)
+
+
+def thawing(fabric: Fabric, **settings: Any) -> Make:
+    """Return a maker of trainers with a hidden buffer, and layers that are frozen first.
+
+    One step is to be skipped.
+    """
 
     def step(trainer: GenericTrainer, batch: Any, _: int) -> Tensor:
         x_BD, y_B = batch
@@ -149,9 +171,12 @@ def thawing(fabric: Fabric) -> Make:
         model = nn.Sequential(Drifts(), nn.Linear(4, 6), nn.Linear(6, 2))
         config = GenericTrainerConfig(
             run_dir=run_dir,
+            log_every_n_steps=2,
+            guard=GuardSettings(on_nonfinite="skip"),
             checkpoint=CheckpointSettings(asynchronous=False),
             snapshot=SnapshotSettings(enabled=False),
             show_progress=False,
+            **settings,
         )
         trainer = GenericTrainer(
             config,
@@ -159,7 +184,7 @@ def thawing(fabric: Fabric) -> Make:
             model,
             torch.optim.AdamW(model.parameters(), lr=0.05),
             training_step=step,
-            callbacks=[Thaws()],
+            callbacks=[Thaws(), Poisons()],
         )
         train = DataLoader(samples(14), batch_size=4, shuffle=True)
         return trainer, lambda: trainer.fit(train, max_epochs=2)
@@ -199,3 +224,35 @@ def mixed(fabric: Fabric, **settings: Any) -> Make:
         return trainer, lambda: trainer.fit(train, max_epochs=2)
 
     return make
+
+
+def main(folder: Path, accumulation: int) -> None:
+    """Compare the weights of two processes, and each with itself when stopped."""
+    fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
+    fabric.launch()
+    trainers: list[GenericTrainer] = []
+    inner = several(fabric, accumulation=accumulation)
+
+    def make(run_dir: Path) -> tuple[GenericTrainer, Callable[[], FitResult]]:
+        trainer, fit = inner(run_dir)
+        trainers.append(trainer)
+        return trainer, fit
+
+    whole = run_whole(make, folder / "whole")
+    weights = torch.cat([p.detach().flatten() for p in trainers[-1].model.parameters()])
+    wrong, tried = [], 0
+    for index in range(0, len(whole.edges), 17):
+        outcome = run_with_stops(make, folder / str(index), [whole.edges[index]])
+        fabric.barrier()
+        tried += 1
+        if outcome != whole.outcome:
+            wrong.append(str(whole.edges[index]))
+    told = {"weights": weights.tolist(), "wrong": wrong, "tried": tried}
+    path = folder / f"rank{fabric.global_rank}.json"
+    path.write_text(json.dumps(told), "utf-8")
+    fabric.barrier()
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

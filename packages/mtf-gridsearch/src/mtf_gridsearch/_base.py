@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from mtf_gridsearch._plain import nearest, plain, shown
+from mtf_gridsearch.errors import GridError
 
 __all__ = ["Base", "Fault", "UnfitError", "base_of"]
 
@@ -46,6 +47,9 @@ class Base(ABC):
     @abstractmethod
     def plain(self) -> dict[str, Any]:
         """Its values, as YAML holds them."""
+
+    by_alias = False
+    """Whether configs are written by the aliases of their fields."""
 
     @abstractmethod
     def applied(self, parameters: Mapping[str, Any], name: str) -> Any:
@@ -139,6 +143,9 @@ def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 class _ModelBase(Base):
     def __init__(self, config: BaseModel) -> None:
         self._config = config
+        # What is given away must not be tied to the base by a section they share.
+        self._is_frozen = bool(type(config).model_config.get("frozen"))
+        self.by_alias = _written_form(config)
 
     @property
     def name(self) -> Any:
@@ -146,7 +153,8 @@ class _ModelBase(Base):
 
     @property
     def plain(self) -> dict[str, Any]:
-        return plain(self._config.model_dump(mode="json"), "base config")  # type: ignore[no-any-return]
+        values = self._config.model_dump(mode="json", by_alias=self.by_alias)
+        return plain(values, "base config")  # type: ignore[no-any-return]
 
     def applied(self, parameters: Mapping[str, Any], name: str) -> BaseModel:
         faults: list[Fault] = []
@@ -164,7 +172,8 @@ class _ModelBase(Base):
             raise UnfitError(faults)
         if NAME in type(self._config).model_fields:
             changes[NAME] = _Leaf(name)
-        values = _changed(self._config, changes)
+        config = self._config if self._is_frozen else copy.deepcopy(self._config)
+        values = _changed(config, changes)
         try:
             return type(self._config).model_validate(values, by_alias=True, by_name=True)
         except ValidationError as error:
@@ -184,6 +193,33 @@ class _ModelBase(Base):
             current = _get(current, part)
             kinds = found | ({type(current)} if current is not None else set())
         return _unknown_inside(kinds, value, key)
+
+
+def _written_form(config: BaseModel) -> bool:
+    """Return whether *config* is written by its aliases, so that it reads back equal.
+
+    Raises:
+        GridError: If it does not in either form.
+    """
+    lost = ""
+    for by_alias in (True, False):
+        try:
+            values = config.model_dump(mode="json", by_alias=by_alias)
+            back = type(config).model_validate(values)
+        except Exception as error:  # noqa: BLE001 - whatever a model of the user's raises
+            lost = lost or f"{type(error).__name__}: {error}"
+            continue
+        names = type(config).model_fields
+        differing = [n for n in names if getattr(back, n) != getattr(config, n)]
+        if not differing:
+            return by_alias
+        lost = f"{differing[0]} does not come back"
+    place = "base config"
+    reason = (
+        f"what would be written of it does not read back equal ({lost}), so experiments "
+        "would get other values: leave out secrets, excluded fields and custom serializers"
+    )
+    raise GridError(place, reason)
 
 
 class _Leaf:
@@ -224,6 +260,17 @@ def _get(value: Any, part: str) -> Any:
 
 
 def _unknown_inside(kinds: set[Any], value: Any, key: str) -> str:
+    if isinstance(value, list):
+        elements = {
+            leaf
+            for kind in kinds
+            if typing.get_origin(kind) in (list, tuple, set, frozenset)
+            for argument in typing.get_args(kind)
+            for leaf in _leaves(argument)
+        }
+        for number, inner in enumerate(value if elements else ()):
+            if unknown := _unknown_inside(elements, inner, f"{key}.{number}"):
+                return unknown
     if isinstance(value, dict):
         for part, inner in value.items():
             found = _below(kinds, part)

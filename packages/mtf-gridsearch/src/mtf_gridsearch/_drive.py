@@ -79,6 +79,7 @@ class Drive:
         self._save, self._view, self._settings = save, view, settings
         self._running: dict[str, Running] = {}
         self._again: deque[GridExperiment[Any]] = deque()
+        self._failed_here: set[str] = set()
         self._retried: Counter[tuple[str, Status]] = Counter()
         self._counts: Counter[Status] = Counter()
         self._ended = 0
@@ -136,15 +137,19 @@ class Drive:
         for name, record in self._journal.records.items():
             self._counts[record.status] += 1
             if record.job_id is not None and record.ended_at is None:
-                self._watch(name, record.job_id, None)
+                reader = CurveReader(self._folder / name / "metrics.jsonl")
+                self._watch(name, record.job_id, None, reader)
                 self._count(record.status, Status.RUNNING)
             elif record.status is not Status.MISSING:
                 self._supply.tell(record)
 
     def _watch(
-        self, name: str, job_id: str, experiment: GridExperiment[Any] | None
+        self,
+        name: str,
+        job_id: str,
+        experiment: GridExperiment[Any] | None,
+        reader: CurveReader,
     ) -> None:
-        reader = CurveReader(self._folder / name / "metrics.jsonl")
         now = time.monotonic()
         self._running[name] = Running(job_id, reader, experiment, now)
 
@@ -171,6 +176,8 @@ class Drive:
         for record in records:
             running = self._running.pop(record.experiment_name)
             self._count(Status.RUNNING, record.status)
+            if record.status in {Status.FAILED, Status.TIMEOUT}:
+                self._failed_here.add(record.experiment_name)
             self._supply.tell(self._known(record.experiment_name))
             self._retry(record, running)
         self._ended += len(records)
@@ -267,8 +274,10 @@ class Drive:
         if name in self._running:
             self._running[name].experiment = experiment
             return False
+        # What failed while this run watched it is tried again as `retries` says, or not.
         record = self._journal.record(name)
-        return record is None or not is_settled(record.status)
+        is_open = record is None or not is_settled(record.status)
+        return is_open and name not in self._failed_here
 
     def _start(self, batch: list[GridExperiment[Any]]) -> bool:
         """Submit *batch*; return False if the launcher cannot be reached for now."""
@@ -276,8 +285,7 @@ class Drive:
             if self._journal.record(experiment.experiment_name) is None:
                 self._counts[Status.MISSING] += 1
         self._journal.planned(batch)
-        for experiment in batch:
-            self._write_config(experiment)
+        readers = {each.experiment_name: self._prepared(each) for each in batch}
         submitted = self._ask(
             lambda: list(self._launcher.submit(batch, folder=self._folder))
         )
@@ -300,13 +308,23 @@ class Drive:
         self._journal.submitted(started)
         self._journal.ended(refused)
         for experiment in batch:
-            if job_id := started.get(experiment.experiment_name):
-                self._watch(experiment.experiment_name, job_id, experiment)
+            name = experiment.experiment_name
+            if job_id := started.get(name):
+                self._watch(name, job_id, experiment, readers[name])
         for record in refused:
             self._supply.tell(record)
         self._ended += len(refused)
         self._has_ended.extend(refused)
         return True
+
+    def _prepared(self, experiment: GridExperiment[Any]) -> CurveReader:
+        """Write an experiment's config, and return what will read its metrics."""
+        self._write_config(experiment)
+        name = experiment.experiment_name
+        reader = CurveReader(self._folder / name / "metrics.jsonl")
+        if self._known(name).attempts:
+            reader.read()  # what an earlier attempt reported is no reason to stop this one
+        return reader
 
     def _write_config(self, experiment: GridExperiment[Any]) -> None:
         folder = self._folder / experiment.experiment_name

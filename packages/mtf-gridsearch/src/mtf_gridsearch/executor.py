@@ -173,9 +173,13 @@ class GridSearchExecutor:
 
         Raises:
             GridSearchError: As `execute_grid_search`.
+            ValueError: If there is a rule of early stopping, and *search* is no grid's.
             KeyboardInterrupt: After a clean stop by Ctrl-C.
         """
         mode = ExecutionMode(execution_mode)
+        if self.early_stopping is not None and not isinstance(search, GridSearch):
+            msg = "early_stopping is for grids; a BayesianSearch takes a pruner"
+            raise ValueError(msg)
         if mode is ExecutionMode.DRY_RUN:
             return self._rehearse(search)
         launcher = self._launcher_for(search, mode)
@@ -204,7 +208,9 @@ class GridSearchExecutor:
             with _interrupts(drive.interrupt):
                 is_done = drive.run()
                 if not is_done and mode is ExecutionMode.LOCAL:  # a queue keeps its jobs
-                    view.note("Stopping what runs; Ctrl-C once more leaves it running.")
+                    view.note(
+                        "Stopping what runs; Ctrl-C once more does not wait for that."
+                    )
                     drive.cancel_all()
             records = journal.records
             if is_done:

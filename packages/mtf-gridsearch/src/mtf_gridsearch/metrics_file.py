@@ -71,6 +71,7 @@ class CurveReader:
         self.curves: dict[str, list[tuple[int, float]]] = {}
         self.num_damaged = 0
         self._offset = 0
+        self._job: object = None
 
     def _take(self, data: bytes) -> bool:
         end = data.rfind(b"\n") + 1
@@ -91,6 +92,11 @@ class CurveReader:
         if type(row) is not dict or type(step) is not int:
             self.num_damaged += 1
             return
+        job = row.get("job")
+        if job != self._job:
+            self._job = job
+            for curve in self.curves.values():
+                del curve[bisect_left(curve, step, key=lambda point: point[0]) :]
         for name, value in _metrics(row):
             curve = self.curves.setdefault(name, [])
             if curve and curve[-1][0] >= step:
@@ -102,7 +108,7 @@ def _metrics(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     split = row.get("split")
     has_split = isinstance(split, str)
     for key, value in row.items():
-        if key in {"step", "split"} or (has_split and key in _COUNTS):
+        if key in {"step", "split", "job"} or (has_split and key in _COUNTS):
             continue
         number = _WORDS.get(value) if isinstance(value, str) else value
         if isinstance(number, int | float) and not isinstance(number, bool):

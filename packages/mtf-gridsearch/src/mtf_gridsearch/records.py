@@ -35,18 +35,22 @@ class GridExperiment(Generic[ConfigT]):
         parameters: By dotted key.
         config: Of the type of the base, validated; carries the name where the base has
             ``experiment_name``.
+        by_alias: Whether it is written by the aliases of its fields.
     """
 
     experiment_name: str
     identity: str
     parameters: Mapping[str, Any]
     config: ConfigT
+    by_alias: bool = False
 
     def model_dump(self, *, mode: str = "json") -> dict[str, Any]:
         """Return the config as plain values."""
         config: Any = self.config
         dump = getattr(config, "model_dump", None)
-        return dict(config if dump is None else dump(mode=mode))
+        if dump is None:
+            return dict(config)
+        return dict(dump(mode=mode, by_alias=True) if self.by_alias else dump(mode=mode))
 
 
 class Status(StrEnum):

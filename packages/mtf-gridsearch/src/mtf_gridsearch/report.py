@@ -35,8 +35,8 @@ def report(step: SupportsIndex, /, **metrics: SupportsFloat) -> None:
 
     Raises:
         TypeError: If *step* is no integer, or a metric no number.
-        ValueError: If *step* is negative, there is no metric, or one is named ``step`` or
-            ``split``.
+        ValueError: If *step* is negative, there is no metric, or one is named ``step``,
+            ``split`` or ``job``.
         OSError: If the line cannot be written whole; nothing of it counts then.
 
     >>> report(1, loss=0.5, accuracy=0.75)
@@ -47,11 +47,14 @@ def report(step: SupportsIndex, /, **metrics: SupportsFloat) -> None:
         msg = f"step {row['step']} is negative: count from 0"
         raise ValueError(msg)
     if not metrics or any(name in metrics for name in _RESERVED):
-        msg = "give at least one metric, and name none of them 'step' or 'split'"
+        msg = "give at least one metric, and name none of them 'step', 'split' or 'job'"
         raise ValueError(msg)
     row |= {name: _number(name, value) for name, value in metrics.items()}
-    line = json.dumps(row, allow_nan=False) + "\n"
     folder = os.environ.get("MTF_EXPERIMENT_DIR")
+    if folder and (job_id := os.environ.get("MTF_JOB_ID")):
+        # Another attempt that begins before where this one came to replaces the rest.
+        row["job"] = Path(job_id).name
+    line = json.dumps(row, allow_nan=False) + "\n"
     if folder:
         _append(Path(folder) / METRICS_NAME, line.encode())
     else:

@@ -181,7 +181,11 @@ class ParameterGridSearch(Generic[ConfigT]):
             ]
             raise InvalidExperimentsError(problems, 1) from None
         return GridExperiment(
-            experiment_name=name, identity=identity, parameters=values, config=config
+            experiment_name=name,
+            identity=identity,
+            parameters=values,
+            config=config,
+            by_alias=self._base.by_alias,
         )
 
     def get_experiment_name(self, config: ConfigT) -> str:
@@ -268,6 +272,7 @@ class ParameterGridSearch(Generic[ConfigT]):
                     identity=identity,
                     parameters=values,
                     config=config,
+                    by_alias=self._base.by_alias,
                 )
             )
         if num_invalid:

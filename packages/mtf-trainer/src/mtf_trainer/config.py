@@ -36,7 +36,8 @@ class CheckpointSettings:
         every_n_minutes: Minutes between checkpoints; None for none by time.
         keep_last_n: How many of the newest stay.
         keep_every_n_epochs: Those of every n-th epoch's end stay as well.
-        keep_best_k: So many of those with the best `monitor` stay as well.
+        keep_best_k: So many of those at the end of an epoch with the best `monitor` stay
+            as well; needs `every_n_epochs`.
         monitor: A name among the metrics of validation (of training without one).
         mode: Whether the best `monitor` is the smallest or the largest.
         asynchronous: Whether a process of its own writes while training goes on.
@@ -66,6 +67,11 @@ class CheckpointSettings:
         """Check every value."""
         check_count("keep_last_n", self.keep_last_n, least=1)
         check_count("keep_best_k", self.keep_best_k, least=0)
+        if self.keep_best_k and self.every_n_epochs is None:
+            message = (
+                "keep_best_k needs every_n_epochs: metrics are those of whole epochs"
+            )
+            raise ValueError(message)
         for name in ("every_n_epochs", "every_n_steps", "keep_every_n_epochs"):
             _check_optional_count(name, getattr(self, name))
         _check_positive("every_n_minutes", self.every_n_minutes)

@@ -8,7 +8,7 @@ key           type    meaning
 ``split``     string  ``"train"`` or ``"val"``
 ``samples``   int     samples the means are taken over, of all processes
 ``loss``      number  mean loss over these samples
-``lr``        number  ``train``: learning rate of the first group at ``step``
+``lr``        number  ``train``: learning rate of the first group behind ``step``
 ``grad_norm`` number  ``train``: gradient norm before clipping, at ``step``
 other keys    number  means of what else the step functions return
 ============= ======= ============================================================
@@ -88,6 +88,7 @@ class MetricsWriter:
 
     def __init__(self, path: Path, *, keep_bytes: int) -> None:
         self._path = path
+        self._place = path.absolute()
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         try:
             self._fd = os.open(path, flags, 0o666)
@@ -122,11 +123,15 @@ class MetricsWriter:
 
         Raises:
             MetricsFileError: If it cannot be written whole; nothing of it is kept then.
+                If the file was deleted.
         """
         row: dict[str, Any] = {"step": step, "epoch": epoch, "split": split}
         row |= {key: _encode(value) for key, value in values.items()}
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
-        before = os.fstat(self._fd).st_size
+        found = os.fstat(self._fd)
+        if found.st_nlink == 0:
+            raise self._lost()
+        before = found.st_size
         try:
             written = os.write(self._fd, line)
             if written < len(line):
@@ -139,13 +144,29 @@ class MetricsWriter:
         """Bring all lines to the disk, and return the file's size in bytes.
 
         Raises:
-            MetricsFileError: If that fails.
+            MetricsFileError: If that fails, or `check` does.
         """
+        self.check()
         try:
             os.fsync(self._fd)
         except OSError as error:
             raise self._failure(error, "written") from error
         return os.fstat(self._fd).st_size
+
+    def check(self) -> None:
+        """See that the file is still the one at its path, where readers look for it.
+
+        Raises:
+            MetricsFileError: If it was deleted or replaced, or that cannot be told.
+        """
+        try:
+            if os.path.samestat(os.fstat(self._fd), self._place.stat()):
+                return
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as error:
+            raise self._failure(error, "found") from error
+        raise self._lost()
 
     def size(self) -> int:
         """Return the file's size in bytes, of which the last may not be on the disk."""
@@ -167,6 +188,11 @@ class MetricsWriter:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+    def _lost(self) -> MetricsFileError:
+        return MetricsFileError(
+            self._path, "was deleted or replaced while it was written"
+        )
 
     def _failure(self, error: OSError, verb: str) -> MetricsFileError:
         return MetricsFileError(

@@ -159,6 +159,7 @@ class TrainMicroState:
         is_last: Whether the last of them was the epoch's last.
         stepped: Whether the optimizer step of that window is done.
         optimizers: Indices of the optimizers that the window is for; none for all.
+        skipped: Steps that were left out since the last line of metrics.
         epoch_sums: By name, the sum of a metric over the epoch's lines so far, and the
             number of samples in it.
     """
@@ -169,6 +170,7 @@ class TrainMicroState:
     is_last: bool = False
     stepped: bool = False
     optimizers: list[int] = field(default_factory=list)
+    skipped: int = 0
     epoch_sums: dict[str, list[float]] = field(default_factory=dict)
 
 
@@ -195,7 +197,7 @@ class LocalState:
             beginning of an epoch.
         val_cursor: The same of the validation data.
         window_samples: Samples of this process in the open window.
-        window_unit: What its first batch made the unit of weight.
+        window_unit: The unit of weight there, where one is needed; else 0.
         grad_norm: That of the last optimizer step, where it is still to be written.
         train_means: As `Means.state_dict` gives it.
         val_means: By loader.
@@ -208,7 +210,7 @@ class LocalState:
     train_cursor: dict[str, Any] | None = None
     val_cursor: dict[str, Any] | None = None
     window_samples: int = 0
-    window_unit: int = 1
+    window_unit: int = 0
     grad_norm: float | None = None
     train_means: dict[str, Any] = field(default_factory=dict)
     val_means: dict[str, dict[str, Any]] = field(default_factory=dict)

@@ -364,7 +364,7 @@ class GenericTrainer(PhaseLoop):
             run, keeper = self._open(stack, train, val, max_epochs, max_steps)
             run.average = _average_of(val_loader)
             if isinstance(train_loader, MultiLoader):
-                run.optimizers_of = train_loader.optimizers
+                run.optimizers_of = _checked_indices(train_loader, len(self.optimizers))
             stack.callback(self._leave)
             with run.unwatched():
                 keeper.begin(run, trained=self._trained)
@@ -486,17 +486,24 @@ class GenericTrainer(PhaseLoop):
                 run.keeper.start_streams()
                 self._drive(run)
             except Stopped:
-                run.keeper.save(run, wait=True)
+                try:
+                    run.keeper.save(run, wait=True)
+                except RollBack as error:
+                    self._roll_back(run, error)
                 return cast(StopReason, run.stopping)
             except RollBack as error:
-                with run.unwatched():
-                    run.keeper.roll_back(run, str(error))
-                self._resume_loop(run)
+                self._roll_back(run, error)
             else:
                 if self._at.ended:
                     return StopReason.ENDED
                 enough = self._at.epoch >= run.max_epochs
                 return StopReason.COMPLETED if enough else StopReason.MAX_STEPS
+
+    def _roll_back(self, run: Run, error: RollBack) -> None:
+        """Go back to the last checkpoint, which is saved once more."""
+        with run.unwatched():
+            run.keeper.roll_back(run, str(error))
+        self._resume_loop(run)
 
     def _attend(self, run: Run, phase: Phase) -> None:
         if not run.distributed and run.signals.wanted:
@@ -610,6 +617,16 @@ class GenericTrainer(PhaseLoop):
             # The key is good as long as the loader lives, so it is kept beside.
             known = self._sources[id(loader), training] = (loader, source)
         return known[1]
+
+
+def _checked_indices(loader: MultiLoader, count: int) -> dict[str, int] | None:
+    for name, index in (loader.optimizers or {}).items():
+        if index >= count:
+            message = (
+                f"optimizers has {index} for loader {name!r}; the trainer has {count}"
+            )
+            raise ValueError(message)
+    return loader.optimizers
 
 
 def _average_of(loader: Loader) -> Average:

@@ -121,7 +121,7 @@ def test_state_of_another_hook_is_refused(make_trainer: MakeTrainer) -> None:
         train_cursor=None,
         val_cursor=None,
         window_samples=0,
-        window_unit=1,
+        window_unit=0,
         grad_norm=None,
         train_means={},
         val_means={},

@@ -19,6 +19,7 @@ from mtf_trainer import (
     CheckpointWriteError,
     GenericTrainer,
     GuardSettings,
+    MetricsFileError,
     SnapshotSettings,
     StopReason,
     read_metrics,
@@ -261,3 +262,33 @@ def test_other_order_is_refused_inside_an_epoch(
     make_trainer().fit(loader)
     with pytest.warns(CheckpointWarning, match="seed was 0 and is 1 from here on"):
         make_trainer(seed=1).fit(loader, max_epochs=2)
+
+
+@pytest.mark.parametrize(
+    ("lost", "error"),
+    [
+        ("metrics.jsonl", MetricsFileError),
+        (".lock", CheckpointWriteError),
+        ("", CheckpointWriteError),
+    ],
+)
+def test_lost_folder_stops_the_run(
+    make_trainer: MakeTrainer,
+    loader: DataLoader[Any],
+    tmp_path: Path,
+    lost: str,
+    error: type[Exception],
+) -> None:
+    """What is deleted under a run is noticed no later than at its next checkpoint."""
+    path, steps = tmp_path / "run" / lost, []
+
+    def training_step(trainer: GenericTrainer, batch: Any, batch_idx: int) -> Tensor:
+        steps.append(trainer.global_step)
+        if trainer.global_step == 3:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return step_of(trainer, batch, batch_idx)
+
+    settings = CheckpointSettings(every_n_steps=2, asynchronous=False)
+    with pytest.raises(error, match="was deleted or replaced"):
+        make_trainer(step=training_step, checkpoint=settings).fit(loader)
+    assert steps == [0, 1, 2, 3]

@@ -68,6 +68,28 @@ def test_known_windows_weigh_samples_alike_over_processes(
         assert window.close() == 1.0
 
 
+@given(
+    st.lists(
+        st.lists(st.integers(0, 100), min_size=2, max_size=2), min_size=1, max_size=4
+    )
+)
+def test_unknown_windows_weigh_samples_alike_over_processes(
+    sizes: list[list[int]],
+) -> None:
+    """Two processes with other numbers of samples correct by one factor, by their sum."""
+    total = sum(map(sum, sizes))
+    answers = {"max": max(2, 2 * max(sizes[0])) * 3, "sum": total}
+    factors = []
+    for rank in (0, 1):
+        window = Window(3, over_all=lambda _, operation: answers[operation])
+        weights = [window.weight(batch(pair[rank]), 2) for pair in sizes]
+        factors.append(window.close())
+        for pair, weight in zip(sizes, weights, strict=True):
+            expected = pair[rank] / total if total else 0.0
+            assert math.isclose(weight / 2 * factors[-1], expected)
+    assert factors[0] == factors[1]
+
+
 def local(value: float) -> LocalState:
     """Return the state of a process with a sum and a gradient of *value*."""
     sums = {"num_samples": 2, "sums": torch.tensor([value, 1.0]), "counts": {"a": 2}}

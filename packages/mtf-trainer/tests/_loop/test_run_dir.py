@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +20,22 @@ from mtf_trainer._loop.run_dir import RunDir
 with RunDir(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
+"""
+
+FORK = """
+import os, signal, sys
+from pathlib import Path
+from mtf_trainer._loop.run_dir import RunDir
+with RunDir(Path(sys.argv[1])):
+    began, begins = os.pipe()
+    if os.fork() == 0:
+        os.fork()
+        os.write(begins, b"x")
+        os.read(int(sys.argv[2]), 1)
+        os._exit(0)
+    for _ in range(2):
+        os.read(began, 1)
+    os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
@@ -65,24 +83,82 @@ def test_second_process_is_refused(tmp_path: Path) -> None:
 
 
 def test_child_does_not_keep_the_lock(tmp_path: Path) -> None:
-    """A forked child, as a loader's worker is, holds nothing when its parent is gone."""
-    script = HOLD.replace(
-        'print("held", flush=True)\n    sys.stdin.read()',
-        "import os, time\n    if os.fork() == 0:\n        os.close(0); time.sleep(60)\n"
-        '    os.write(1, b"held\\n"); os._exit(0)',
-    ).replace("os.close(0); time.sleep(60)", "os.read(int(sys.argv[2]), 1); os._exit(0)")
+    """What a killed trainer forked, and what that forked, lets the next one start."""
     read_end, write_end = os.pipe()
-    subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path), str(read_end)],
-        check=True,
+    holder = subprocess.run(
+        [sys.executable, "-c", FORK, str(tmp_path), str(read_end)],
+        check=False,
         pass_fds=[read_end],
         stdout=subprocess.DEVNULL,
     )
-    with RunDir(tmp_path) as opened:
-        assert opened.run_id
-    os.write(write_end, b"x")
-    os.close(write_end)
-    os.close(read_end)
+    try:
+        assert holder.returncode == -signal.SIGKILL
+        with RunDir(tmp_path) as opened:
+            assert opened.run_id
+    finally:
+        os.close(write_end)
+        os.close(read_end)
+
+
+def test_copy_of_the_folder_leaves_it_locked(tmp_path: Path) -> None:
+    """Reading all files of a folder that is trained in lets no other process in."""
+    with RunDir(tmp_path / "run"):
+        shutil.copytree(tmp_path / "run", tmp_path / "copy")
+        second = subprocess.run(
+            [sys.executable, "-c", HOLD, str(tmp_path / "run")],
+            check=False,
+            capture_output=True,
+            encoding="utf-8",
+        )
+    assert second.returncode == 1
+    assert "another process trains in this folder" in second.stderr
+    with RunDir(tmp_path / "copy"):
+        pass
+
+
+def test_second_trainer_of_the_process_is_refused(tmp_path: Path) -> None:
+    """The folder is one trainer's in this process too, by whatever name it is called."""
+    (tmp_path / "link").symlink_to("run")
+    told = "another trainer of this process trains in this folder"
+    with RunDir(tmp_path / "run") as first:
+        with pytest.raises(CheckpointWriteError, match=told), RunDir(tmp_path / "link"):
+            pass
+        first.check()
+    with RunDir(tmp_path / "link") as second:
+        second.check()
+
+
+@pytest.mark.parametrize("how", ["folder", "lock", "replaced"])
+def test_lost_folder_is_noticed(tmp_path: Path, how: str) -> None:
+    """A folder, or a lock, that was deleted or replaced is no longer this trainer's."""
+    folder = tmp_path / "run"
+    with RunDir(folder) as opened:
+        opened.check()
+        if how == "lock":
+            (folder / ".lock").unlink()
+        else:
+            shutil.rmtree(folder)
+        if how == "replaced":
+            folder.mkdir()
+            (folder / ".lock").touch()
+        with pytest.raises(
+            CheckpointWriteError, match=r"\.lock: was deleted or replaced"
+        ):
+            opened.check()
+
+
+def test_folder_that_cannot_be_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system that fails is told as such."""
+
+    def fail(_: int) -> None:
+        raise OSError(5, os.strerror(5))
+
+    with RunDir(tmp_path) as opened, monkeypatch.context() as patch:
+        patch.setattr(os, "fstat", fail)
+        with pytest.raises(CheckpointWriteError, match="cannot be found: Input/output"):
+            opened.check()
 
 
 def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

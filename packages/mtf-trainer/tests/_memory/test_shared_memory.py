@@ -384,21 +384,55 @@ def test_closing_leaves_the_kept_one_for_another_process(
     assert list(folder.iterdir()) == []
 
 
-def test_leftovers_go_once_two_newer_ones_were_kept(
-    area: SnapshotArea, folder: Path
-) -> None:
-    """The old process's snapshots stay until this one has kept a second of its own.
-
-    Other ranks may have lost what they took with the first.
-    """
+def test_leftovers_go_once_a_newer_one_is_kept(area: SnapshotArea, folder: Path) -> None:
+    """The old process's snapshots stay until this one keeps its first, and no longer."""
     leave(folder, 1, 2)
     torn = folder / str(Name(os.getuid(), RUN_ID, 0, 60))
     torn.write_bytes(bytes(5000))
-    area.keep(area.put(state(3), epoch=0, global_step=3))
+    segment = area.put(state(3), epoch=0, global_step=3)
     assert steps(folder) == [2, 1]
-    area.keep(area.put(state(4), epoch=0, global_step=4))
-    assert len(list(folder.iterdir())) == 2
-    assert steps(folder) == []
+    area.keep(segment)
+    assert list(folder.iterdir()) == [segment.path]
+
+
+def test_what_is_spared_stays_until_another_is_kept(
+    area: SnapshotArea, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All else makes room for the new one; where that is not enough, nothing is taken."""
+    leave(folder, 1, 2, 3)
+    room = 1
+
+    def only(folder: Path, size_bytes: int) -> None:
+        if len(list(folder.iterdir())) >= room:
+            message = "full"
+            raise SnapshotError(message)
+        check_room(folder, size_bytes)
+
+    monkeypatch.setattr(shared_memory, "check_room", only)
+    spared = [f.path for f in SnapshotArea.find(folder, RUN_ID, 0) if f.global_step == 2]
+    area.spare(spared)
+    with pytest.raises(SnapshotError, match="full"):
+        area.put(state(4), epoch=0, global_step=4)
+    area.shrink()
+    assert list(folder.iterdir()) == spared
+    assert steps(folder) == [2]
+    room = 2
+    segment = area.put(state(4), epoch=0, global_step=4)
+    assert steps(folder) == [2]
+    area.keep(segment)
+    assert list(folder.iterdir()) == [segment.path]
+
+
+def test_shrinking_leaves_the_kept_one(area: SnapshotArea, folder: Path) -> None:
+    """What was put after the kept one goes, and the kept one can be had as before."""
+    kept = area.put(state(1), epoch=0, global_step=1)
+    area.keep(kept)
+    area.put(state(2), epoch=0, global_step=2)
+    area.shrink()
+    assert list(folder.iterdir()) == [kept.path]
+    assert is_state(kept.content(), 1)
+    area.close()
+    assert steps(folder) == [1]
 
 
 def test_removing_clears_this_run_and_rank_alone(

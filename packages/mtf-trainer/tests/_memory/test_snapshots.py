@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -156,6 +156,126 @@ def test_follower_goes_on_with_what_its_node_s_first_keeps(
     second.remove()
 
 
+def test_the_moment_before_stays_until_all_have_the_next(
+    run_id: str, fabric: Fabric, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where another process could not take its part, what all have is not given up."""
+    snapshots = make(run_id, fabric, every_n_steps=1)
+    snapshots.take(lambda: content(3), epoch=0, step=3)
+    monkeypatch.setattr(
+        "mtf_trainer._memory.snapshots.gather", lambda _, failed: [failed, True]
+    )
+
+    snapshots.take(lambda: content(4), epoch=0, step=4)
+
+    kept = snapshots.kept()
+    assert kept is not None
+    assert kept.content()["step"] == 3
+    assert left_of(run_id) == [kept.path.name]
+    assert snapshots.moment == (0, 3)
+    assert not snapshots.due(5)
+    snapshots.remove()
+
+
+LIFE = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from lightning.fabric import Fabric
+from mtf_trainer import SnapshotSettings
+from mtf_trainer._memory import segment
+from mtf_trainer._memory.snapshots import Snapshots
+
+def content(step):
+    return {"step": step, "locals": [step], "w": torch.full((350_000,), float(step))}
+
+folder, run_id, durable, first, last, place = sys.argv[1:]
+settings = SnapshotSettings(every_n_steps=1, folder=Path(folder))
+fabric = Fabric(accelerator="cpu", devices=1)
+snapshots = Snapshots(settings, run_id, fabric, lambda *n: n, 1000)
+found = snapshots.newest((0, int(durable)))
+print(found[0]["step"] if found else 0, flush=True)
+
+def end(reached):
+    if reached == place:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+for step in range(int(first), int(last) + 1):
+    if step == int(last):
+        segment.reached = end
+    snapshots.take(lambda: content(step), epoch=0, step=step)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Return what mounts a file system in memory of so many MiB, and a little."""
+    mounted = []
+
+    def mount(size_mib: int) -> Path:
+        folder = tmp_path / str(size_mib)
+        folder.mkdir()
+        size = f"size={1024 * size_mib + 64}k"
+        command = ["mount", "-t", "tmpfs", "-o", size, "none", os.fspath(folder)]
+        if subprocess.run(command, check=False, capture_output=True).returncode:
+            pytest.skip("may not mount a file system")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "--lazy", os.fspath(folder)], check=True)
+
+
+def live(
+    folder: Path, first: int, last: int, place: str = "", *, durable: int = -1
+) -> tuple[int, bool]:
+    """Take snapshots in a process that is killed at *place* of the last, or behind it.
+
+    Return the step that it found, and whether it warned that it takes none.
+    """
+    numbers = map(str, (durable, first, last))
+    command = [sys.executable, "-c", LIFE, os.fspath(folder), "ab" * 16, *numbers, place]
+    done = subprocess.run(
+        command, check=False, capture_output=True, timeout=120, encoding="utf-8"
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    return int(done.stdout), "no snapshots are taken in shared memory" in done.stderr
+
+
+def steps_in(folder: Path) -> list[int]:
+    """Return the steps of the snapshots that were left, newest first."""
+    return [f.global_step for f in shared_memory.SnapshotArea.find(folder, "ab" * 16, 0)]
+
+
+@pytest.mark.parametrize("place", ["claimed", "wiped", "copying", "described"])
+def test_with_room_for_two_a_kill_never_takes_both(
+    small: Callable[[int], Path], place: str
+) -> None:
+    """Killed before its first is committed, again and again, each life finds the newest."""
+    folder = small(4)
+    assert live(folder, 1, 3) == (0, False)
+    for _ in range(3):
+        assert live(folder, 4, 4, place) == (3, False)
+        assert steps_in(folder) == [3]
+        assert len(list(folder.iterdir())) == 2
+    assert live(folder, 4, 4) == (3, False)
+    assert steps_in(folder) == [4]
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_with_room_for_one_the_old_one_stays(small: Callable[[int], Path]) -> None:
+    """No other is taken, with the warning, until a checkpoint has as many steps."""
+    folder = small(2)
+    assert live(folder, 1, 2) == (0, True)
+    assert steps_in(folder) == [1]
+    assert live(folder, 2, 2) == (1, True)
+    assert steps_in(folder) == [1]
+    assert live(folder, 2, 2, durable=1) == (0, False)
+    assert steps_in(folder) == [2]
+
+
 @pytest.mark.parametrize("place", ["missing", "link", "full", "foreign"])
 def test_steps_are_not_counted_where_that_cannot_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
@@ -220,6 +340,41 @@ def test_killed_run_goes_on_from_memory(
     assert told.endswith("step 7, 2 steps were lost")
     assert outcome_of(tmp_path / "killed") == whole
     assert left_of(name_of(tmp_path / "killed")) == []
+
+
+def test_killed_lives_leave_one_snapshot(tmp_path: Path) -> None:
+    """Each life that took one before its SIGKILL leaves that one, and none before it."""
+    for step in (5, 8, 12):
+        killed(tmp_path / "run", step)
+        name = name_of(tmp_path / "run")
+        files = [each for each in left_of(name) if not each.endswith("-steps")]
+        found = shared_memory.SnapshotArea.find(SHM, name, 0)
+        assert [each.path.name for each in found] == files
+        assert [each.global_step for each in found] == [step - step % 4]
+    for each in left_of(name):
+        (SHM / each).unlink()
+
+
+def test_steps_are_told_as_lost_where_nothing_was_kept(
+    tmp_path: Path, fabric: Fabric, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Killed before its first snapshot, a run begins anew, and says what that costs."""
+    monkeypatch.syspath_prepend(str(HERE))
+    import exact_runs  # noqa: PLC0415 - on the path for this test alone
+
+    settings: dict[str, Any] = {"snapshot": SnapshotSettings(), "show_progress": True}
+    make = exact_runs.maker(fabric, [], accumulation=1, workers=0, **settings)
+    killed(tmp_path / "run", 3)
+    capsys.readouterr()
+
+    result = make(tmp_path / "run")[1]()
+
+    del sys.modules["exact_runs"]
+    assert result.resumed_from is None
+    assert result.steps_lost == 3
+    told = capsys.readouterr().err.splitlines()[0]
+    assert told.endswith("beginning anew, 3 steps were lost")
+    assert left_of(name_of(tmp_path / "run")) == []
 
 
 def test_foreign_and_older_snapshots_are_left_alone(

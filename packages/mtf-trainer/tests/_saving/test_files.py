@@ -71,7 +71,7 @@ def test_file_system_without_locks(
     def fail(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(fcntl, "lockf", fail)
+    monkeypatch.setattr(fcntl, "fcntl", fail)
     if is_told:
         with pytest.raises(OSError, match="Input/output"), writing(tmp_path):
             pass

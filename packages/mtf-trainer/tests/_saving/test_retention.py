@@ -63,7 +63,11 @@ def test_what_must_stay_stays(folder: tuple[list[Entry], Entry], wishes: dict) -
         ends = {e.name for e in good if e.is_epoch_end and e.epoch % every == 0}
         assert not gone & ends
     sign = 1 if wishes["mode"] == "min" else -1
-    scored = [e for e in good if e.metric is not None and not math.isnan(e.metric)]
+    scored = [
+        e
+        for e in good
+        if e.is_epoch_end and e.metric is not None and not math.isnan(e.metric)
+    ]
     kept = [e for e in scored if e.name not in gone]
     dropped = [e for e in scored if e.name in gone]
     best = wishes["keep_best_k"]
@@ -135,7 +139,7 @@ def test_of_two_alike_the_newer_is_the_best(mode: str, best: str) -> None:
     """Ties are broken by age, infinity is a number, and NaN is none."""
     values = [5.0, 1.0, 1.0, math.nan, None, math.inf if mode == "min" else -math.inf]
     entries = [
-        Entry(name=f"e{n}", epoch=n, global_step=n, metric=m)
+        Entry(name=f"e{n}", epoch=n, global_step=n, metric=m, is_epoch_end=True)
         for n, m in enumerate(values, 1)
     ]
     if mode == "min":
@@ -145,3 +149,14 @@ def test_of_two_alike_the_newer_is_the_best(mode: str, best: str) -> None:
         gone = to_delete(entries, entries[-1], keep_last_n=1, keep_best_k=1, mode="max")
         assert gone == ["e2", "e3", "e4", "e5"]
     assert best not in gone
+
+
+def test_the_best_is_one_that_was_validated() -> None:
+    """A save inside an epoch, which has the metric of the one before, is not the best."""
+    best = Entry(name="best", epoch=2, global_step=32, metric=1.0, is_epoch_end=True)
+    inside = [Entry(name=f"i{n}", epoch=2, global_step=n, metric=1.0) for n in (35, 40)]
+    last = Entry(name="last", epoch=3, global_step=48, metric=3.0, is_epoch_end=True)
+
+    gone = to_delete([best, *inside, last], last, keep_last_n=1, keep_best_k=1)
+
+    assert gone == ["i35", "i40"]

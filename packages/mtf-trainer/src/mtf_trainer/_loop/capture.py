@@ -6,6 +6,7 @@ is taken refers to live tensors: it must be copied or written before anything go
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -128,6 +129,17 @@ class Objects:
         """Return what training goes on with, also while the model has the average."""
         ema = self.ema
         return dict(self.model.state_dict() if ema is None else ema.live_state_dict())
+
+    @torch.no_grad()
+    def are_finite(self) -> bool:
+        """Tell whether all weights are; of a sharded model, this process's own."""
+        weights = [
+            p.to_local() if isinstance(p, DTensor) else p
+            for p in self.inner.parameters()
+            if p.is_floating_point() and p.numel()
+        ]
+        norm = nn.utils.get_total_norm([w for w in weights if w.numel()], math.inf)
+        return bool(torch.isfinite(norm))
 
     def _hidden_buffers(self) -> dict[str, Tensor]:
         """Return the buffers that the model leaves out of its ``state_dict``."""

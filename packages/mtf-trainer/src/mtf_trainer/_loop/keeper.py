@@ -76,6 +76,7 @@ class Keeper:
         self._storage = storage_for(
             config.run_dir / "checkpoints", config.checkpoint, fabric, objects
         )
+        self._folder: RunDir | None = None
         self._metrics: MetricsWriter | None = None
         self._streams: RNGState | None = None
         self._stack = ExitStack()
@@ -85,6 +86,7 @@ class Keeper:
 
         def open_folder() -> str:
             folder = self._stack.enter_context(RunDir(config.run_dir))
+            self._folder = folder
             self._stack.callback(self._storage.close)
             self._storage.prepare()
             return folder.run_id
@@ -156,9 +158,6 @@ class Keeper:
         if found is not None:
             self.resumed_from, content, local = found
             keep_bytes = self._restore(run, self.resumed_from, content, local)
-            if self.snapshots is not None:
-                done = self.snapshots.steps_done()
-                self.steps_lost = max(0, done - self._at.global_step)
         elif trained:
             message = (
                 f"this trainer has trained before, and {self._config.run_dir} holds no "
@@ -169,6 +168,9 @@ class Keeper:
             rank = self._fabric.global_rank
             self._streams = RNGState.seeded((self._config.seed + rank) % 2**32)
             run.trackers.log_params(_settings(self._config))
+        if self.snapshots is not None:
+            done = self.snapshots.steps_done()
+            self.steps_lost = max(0, done - self._at.global_step)
 
         def open_metrics() -> None:
             path = self._config.run_dir / "metrics.jsonl"
@@ -182,11 +184,13 @@ class Keeper:
                 warnings.warn(message, CheckpointWarning, stacklevel=5)
 
         on_rank_zero(self._fabric, open_metrics)
+        lost = f", {self.steps_lost} steps were lost" if self.steps_lost else ""
         if run.progress is not None and self.resumed_from is not None:
-            lost = f", {self.steps_lost} steps were lost" if self.steps_lost else ""
             run.progress.note(
                 f"going on from {self.resumed_from.name}, step {self._at.global_step}{lost}"
             )
+        elif run.progress is not None and lost:
+            run.progress.note(f"beginning anew{lost}")
 
     def start_streams(self) -> None:
         """Put this process's random streams where they belong: the last thing to do."""
@@ -281,8 +285,11 @@ class Keeper:
 
         Raises:
             CheckpointWriteError: If it cannot be written, or an earlier one could not.
+                If the run's folder was deleted or replaced.
+            MetricsFileError: If the file of metrics was.
             DivergenceError: If the state is one that the guard would stop.
         """
+        on_rank_zero(self._fabric, self._check_folder)
         self._refuse_diverged(run)
         content = self._content(run)
         at = self._at
@@ -297,6 +304,12 @@ class Keeper:
             on_rank_zero(self._fabric, lambda: self._take_note(run))
         between = at.phase in {Phase.TRAIN_START_EPOCH, Phase.TRAINING_COMPLETE}
         run.schedule.saved(at.global_step, between_epochs=between)
+
+    def _check_folder(self) -> None:
+        """See that what is written still reaches the run's folder, and no other run's."""
+        for each in (self._folder, self._metrics):
+            if each is not None:
+                each.check()
 
     def look(self, run: Run) -> None:
         """See what the process that writes has finished, in the first process.
@@ -318,7 +331,7 @@ class Keeper:
         step = self._at.global_step
         if self._config.guard.on_nonfinite in {"ignore", "skip"}:
             return
-        bad = not self._at.train_means.is_finite()
+        bad = not (self._at.train_means.is_finite() and self._objects.are_finite())
         if any(gather(self._fabric, bad)):
             run.react(step, run.guard.check_step(step, float("nan"), None))
 

@@ -6,7 +6,7 @@ objects, and the random streams.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,10 @@ from mtf_trainer.state import (
 __all__ = ["LoopState", "Window", "local_for"]
 
 
+def _alone(number: int, _: str) -> int:
+    return number
+
+
 @dataclass(slots=True)
 class Window:
     """Batches whose gradients make one optimizer step.
@@ -35,35 +39,39 @@ class Window:
     Losses are means over a batch, so each is weighted by its samples. Where the samples
     of the window are known, in all processes, so are the weights. Where they are not, as
     in a stream, the unit is what a full window of batches like the first would hold, and
-    a window that differs is corrected before its step.
+    a window that differs is corrected before its step, alike in all processes.
 
     Args:
         full: Batches in a window that nothing cuts short.
-        samples: Of the batches so far, where a correction may be needed.
-        unit: What a full window would hold.
+        over_all: The ``"sum"`` or the ``"max"`` of a number over all processes.
+        samples: Of the batches so far in this process, where a correction may be needed.
+        unit: What a full window would hold in all processes; 0 where none is needed.
     """
 
     full: int
+    over_all: Callable[[int, str], int] = _alone
     samples: int = 0
-    unit: int = 1
+    unit: int = 0
 
     def weight(self, batch: Batch, num_processes: int) -> float:
         """Count *batch*, and return the factor for its loss."""
-        num_samples = batch.num_samples
+        # DDP divides the sum over the processes by their number.
+        share = batch.num_samples * num_processes
         if batch.window_samples is not None:
-            # DDP divides the sum over the processes by their number.
-            share = num_samples * num_processes / batch.window_samples
-            return share * batch.loss_weight
-        if self.samples == 0:
-            self.unit = max(1, num_samples) * self.full
-        self.samples += num_samples
-        return num_samples / self.unit * batch.loss_weight
+            return share / batch.window_samples * batch.loss_weight
+        # Several processes agree on it once; asking costs more than it is worth.
+        if self.unit == 0 or (num_processes == 1 and self.samples == 0):
+            self.unit = self.over_all(max(1, share) * self.full, "max")
+        self.samples += batch.num_samples
+        return share / self.unit * batch.loss_weight
 
     def close(self) -> float:
         """Return the factor for the gathered gradients, and start anew."""
-        factor = self.unit / self.samples if self.samples else 1.0
+        if self.unit == 0:
+            return 1.0
+        total = self.over_all(self.samples, "sum")
         self.samples = 0
-        return factor
+        return self.unit / total if total else 1.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -183,7 +191,7 @@ def local_for(
         train_cursor=first.train_cursor,
         val_cursor=first.val_cursor,
         window_unit=first.window_unit,
-        window_samples=first.window_samples,
+        window_samples=sum(each.window_samples for each in locals_) if rank == 0 else 0,
         grad_norm=first.grad_norm,
         grads=_mean_gradients([each.grads for each in locals_]),
         val_means={name: {} for name in first.val_means},

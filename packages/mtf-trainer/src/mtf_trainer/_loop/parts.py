@@ -12,7 +12,7 @@ from lightning.fabric.strategies.ddp import DDPStrategy
 from lightning.fabric.strategies.single_device import SingleDeviceStrategy
 from lightning.fabric.wrappers import is_wrapped
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from mtf_trainer._loop.phase_loop import SchedulerSpec
@@ -51,7 +51,8 @@ def check_parts(fabric: Fabric, model: object, optimizers: Sequence[object]) -> 
 
     Raises:
         TypeError: If *model* or one of *optimizers* is something else, or there are none.
-        ValueError: If *fabric* has another strategy, or has set up only a part of them.
+        ValueError: If *fabric* has another strategy, or has set up only a part of them;
+            if an optimizer needs a closure.
     """
     if is_sharded(fabric):
         check_strategy(fabric)
@@ -72,6 +73,9 @@ def check_parts(fabric: Fabric, model: object, optimizers: Sequence[object]) -> 
         if not isinstance(optimizer, Optimizer):
             message = f"optimizer must be a torch.optim.Optimizer, not {optimizer!r}"
             raise TypeError(message)
+        if isinstance(optimizer, LBFGS):
+            message = "LBFGS calls the step several times for one update: not supported"
+            raise ValueError(message)  # noqa: TRY004 - it is an optimizer
     wrapped = [is_wrapped(part) for part in (model, *optimizers)]
     if any(wrapped) and not all(wrapped):
         message = "fabric must have set up both model and optimizer, or neither"

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from lightning.fabric import Fabric
@@ -36,6 +36,7 @@ from mtf_trainer.state import TrainMicroState, ValMicroState
 
 __all__ = ["PhaseLoop", "SchedulerSpec", "StepResult", "Stopped"]
 
+_Interval = Literal["step", "epoch", "metric"]
 StepResult = Tensor | Mapping[str, Any]
 
 _NO_CONTEXT = nullcontext()
@@ -54,11 +55,28 @@ class SchedulerSpec:
         interval: After each optimizer ``"step"``, after each ``"epoch"`` of training, or
             at the end of each epoch with a ``"metric"``.
         monitor: The metric's name, of validation (of training without one).
+
+    Raises:
+        ValueError: If *interval* is none of these, or is not for such a scheduler.
     """
 
     scheduler: LRScheduler
-    interval: Literal["step", "epoch", "metric"]
+    interval: _Interval
     monitor: str = "loss"
+
+    def __post_init__(self) -> None:
+        if self.interval not in get_args(_Interval):
+            choices = ", ".join(map(repr, get_args(_Interval)))
+            message = f"interval must be one of {choices}, not {self.interval!r}"
+            raise ValueError(message)
+        takes_metric = isinstance(self.scheduler, ReduceLROnPlateau)
+        if takes_metric != (self.interval == "metric"):
+            name = type(self.scheduler).__name__
+            wanted = "is" if takes_metric else "is not"
+            message = (
+                f"interval={self.interval!r}: {name} {wanted} one that takes a metric"
+            )
+            raise ValueError(message)
 
 
 class PhaseLoop:
@@ -108,7 +126,13 @@ class PhaseLoop:
 
     def _new_state(self) -> LoopState:
         window = Window(self.config.gradient_accumulation_steps)
+        if self.fabric.world_size > 1:
+            window.over_all = self._over_all
         return LoopState(window=window, train_means=Means(self.fabric))
+
+    def _over_all(self, number: int, operation: str) -> int:
+        value = torch.tensor(number, device=self.fabric.device)
+        return int(cast(Tensor, self.fabric.all_reduce(value, reduce_op=operation)))
 
     def training_step(self, batch: Any, batch_idx: int) -> StepResult:
         """Return the mean loss over *batch*, or a mapping with it as ``loss``."""
@@ -301,7 +325,7 @@ class PhaseLoop:
         if run.guard.wants_each_step and not run.scales:
             found = _norm_of(optimizer) if max_norm is None else norms[-1]
             if not torch.isfinite(found):
-                run.skipped += 1
+                self._at.train.skipped += 1
                 return
         if self._scales_several:
             # Fabric's own call would change the scale before the next optimizer's turn.
@@ -365,6 +389,9 @@ class PhaseLoop:
         values["lr"] = float(self.optimizers[0].param_groups[0]["lr"])
         if self._at.grad_norm is not None:
             values["grad_norm"] = float(self._at.grad_norm)
+        if self._at.train.skipped:
+            values["skipped_steps"] = self._at.train.skipped
+            self._at.train.skipped = 0
         run.log("train", self._at.epoch + 1, self._at.global_step, values)
 
     def _epoch_means(self) -> dict[str, float]:

@@ -94,7 +94,6 @@ class Run:
     stopping: StopReason | None = None
     save_due: bool = False
     snapshot_due: bool = False
-    skipped: int = 0
     expected_save_s: float = 0.0
     _saves: int = 0
 
@@ -141,9 +140,6 @@ class Run:
             DivergenceError: If the guard says so.
             RollBack: Likewise.
         """
-        if self.skipped and split == "train":
-            values["skipped_steps"] = self.skipped
-            self.skipped = 0
         if self.metrics is not None:
             self.metrics.append(step=step, epoch=epoch, split=split, values=values)
         if self.progress is not None and split == "train":

@@ -2,13 +2,13 @@
 
 ``run.json`` holds the id. With the folder's own identity in the file system it names the
 run's snapshots in shared memory, so that neither another run that had the same path nor a
-copy of the folder takes them for its own. ``.lock`` is locked while ``fit`` runs; the
-system lets go of it when the process ends, however it ends.
+copy of the folder takes them for its own. ``.lock`` is locked while ``fit`` runs, against
+other processes and other trainers of this one; the system lets go of it when the process
+ends, however it ends.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from mtf_trainer._saving.file_lock import FileLock, HeldHereError
 from mtf_trainer.errors import CheckpointWriteError
 
 __all__ = ["RunDir", "memory_id"]
@@ -36,21 +37,19 @@ class RunDir:
         self.run_id = ""
         self._path = path / "run.json"
         self._lock_path = path / ".lock"
-        self._fd = -1
+        self._lock = FileLock(self._lock_path)
 
     def __enter__(self) -> Self:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-            self._fd = os.open(self._lock_path, flags, 0o666)
-            self._lock()
+            self._acquire()
             self.run_id = self._read() or self._write()
         except OSError as error:
-            self._close()
+            self._lock.release()
             problem = f"cannot be used: {error.strerror or error}"
             raise CheckpointWriteError(self._path, problem) from error
         except CheckpointWriteError:
-            self._close()
+            self._lock.release()
             raise
         return self
 
@@ -60,17 +59,35 @@ class RunDir:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._close()
+        self._lock.release()
 
-    def _lock(self) -> None:
+    def check(self) -> None:
+        """See that the folder is still there, and still this trainer's.
+
+        Raises:
+            CheckpointWriteError: If not: what is written would be lost, or be mixed with
+                what another run writes.
+        """
         try:
-            # Not flock: a loader's worker would inherit that lock, and hold it for as
-            # long as it outlives a killed trainer.
-            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
+            if self._lock.is_in_place():
+                return
             problem = (
-                "another process trains in this folder; wait for it, end it, or choose "
-                "another run_dir"
+                "was deleted or replaced during the training: this run no longer owns the "
+                "folder; end what cleans it up, and run again"
+            )
+        except OSError as error:
+            problem = f"cannot be found: {error.strerror or error}"
+        raise CheckpointWriteError(self._lock_path, problem)
+
+    def _acquire(self) -> None:
+        try:
+            self._lock.acquire()
+        except BlockingIOError as error:
+            here = isinstance(error, HeldHereError)
+            who = "another trainer of this process" if here else "another process"
+            problem = (
+                f"{who} trains in this folder; wait for it, end it, or choose another "
+                "run_dir"
             )
             raise CheckpointWriteError(self._path, problem) from error
 
@@ -90,11 +107,6 @@ class RunDir:
             os.fsync(file.fileno())
         aside.replace(self._path)
         return run_id
-
-    def _close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
 
 
 def memory_id(folder: Path, run_id: str) -> str:

@@ -12,7 +12,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,7 @@ class SnapshotArea:
         self._name = _checked_name(run_id, rank)
         self._holds: dict[Segment, int] = {}
         self._kept: Segment | None = None
+        self._spared: frozenset[Path] | None = None
         self._sequence = 0
         self._reserving: threading.Thread | None = None
 
@@ -114,7 +115,8 @@ class SnapshotArea:
     def put(self, content: Any, *, epoch: int, global_step: int) -> Segment:
         """Copy *content* into a segment, which the caller holds until `release`.
 
-        If there is no room, what earlier processes of this run and rank left goes.
+        If there is no room, what earlier processes of this run and rank left goes, but
+        what `spare` names. Once `spare` was called, it goes before there is a new file.
 
         Raises:
             SnapshotError: If there is no memory for it, or all three segments are held.
@@ -154,9 +156,9 @@ class SnapshotArea:
     def keep(self, segment: Segment) -> None:
         """Take *segment* over from the caller, as the newest snapshot.
 
-        The one that was kept before is released, and with the second one, what earlier
-        processes of this run and rank left is deleted. Who still needs the segment calls
-        `hold` first.
+        The one that was kept before is released, and all that earlier processes of this
+        run and rank left is deleted: call it once every process has put its part. Who
+        still needs the segment calls `hold` first.
 
         Raises:
             ValueError: If the caller does not hold it.
@@ -166,7 +168,23 @@ class SnapshotArea:
         previous, self._kept = self._kept, segment
         if previous is not None and previous is not segment:
             self._holds[previous] -= 1
-            self._delete_leftovers()
+        self._spared = frozenset()
+        self._delete_leftovers()
+
+    def spare(self, paths: Iterable[Path]) -> None:
+        """Let *paths*, which an earlier process left, stay until the next `keep`."""
+        self._spared = frozenset(paths)
+
+    def shrink(self) -> None:
+        """Delete all but the kept segment, or else what `spare` named.
+
+        Held segments as well: whoever has one mapped can go on reading it.
+        """
+        self._settle()
+        for segment in [each for each in self._holds if each is not self._kept]:
+            segment.unlink()
+            del self._holds[segment]
+        self._delete_leftovers()
 
     def remove(self) -> None:
         """Delete all segments, and what earlier processes of this run and rank left.
@@ -178,6 +196,7 @@ class SnapshotArea:
             segment.unlink()
         self._holds.clear()
         self._kept = None
+        self._spared = frozenset()
         self._delete_leftovers()
 
     def close(self) -> None:
@@ -239,6 +258,8 @@ class SnapshotArea:
         if len(self._holds) == _MOST:
             message = f"all {_MOST} snapshots are in use: release one first"
             raise SnapshotError(message)
+        if self._spared is not None:
+            self._delete_leftovers()
         try:
             segment = self._create(_rounded(size_bytes))
         except SnapshotError:
@@ -268,9 +289,9 @@ class SnapshotArea:
         raise SnapshotError(message)
 
     def _delete_leftovers(self) -> None:
-        own = {segment.path for segment in self._holds}
+        stay = {segment.path for segment in self._holds} | (self._spared or frozenset())
         for path in _files(self._folder, self._name):
-            if path not in own and not is_alive(owner_of(path)):
+            if path not in stay and not is_alive(owner_of(path)):
                 # One that another user put there stays.
                 with contextlib.suppress(OSError):
                     path.unlink()

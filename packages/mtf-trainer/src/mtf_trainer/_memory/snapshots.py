@@ -6,7 +6,8 @@ from what they are measured to cost, so that they take at most a stated share of
 values decide for all.
 
 With several processes each keeps what is its own, and the first of each node the rest as
-well. A start uses a moment that every process has, or none.
+well. A start uses a moment that every process has, or none. The newest moment is given up
+once all have committed the next one; where there is no room for both, it stays.
 
 A counter of the steps done lies beside them, so that a start can say what was lost.
 """
@@ -108,17 +109,20 @@ class Snapshots:
             if self._wait(step, step_s):
                 return
         problem = ""
+        segment = None
         try:
             segment = self._area.put(capture(), epoch=epoch, global_step=step)
-            self._area.keep(segment)
-            self._kept = segment
-            self.moment = epoch, step
         except SnapshotError as error:
             problem = str(error)
         self._cost_s = time.monotonic() - now
-        if any(gather(self._fabric, bool(problem))):
+        failed = any(gather(self._fabric, segment is None))
+        if failed or segment is None:
             self._give_up(problem)
             return
+        # Only now: no process needs the moment before any more.
+        self._area.keep(segment)
+        self._kept = segment
+        self.moment = epoch, step
         self._since = step, time.monotonic()
         self._wait(step, step_s)
 
@@ -137,8 +141,8 @@ class Snapshots:
 
     def _give_up(self, problem: str) -> None:
         self._given_up = True
-        self._kept = None
-        self._area.remove()
+        # The newest moment that all have stays, for a start after a kill.
+        self._area.shrink()
         if problem and self._fabric.is_global_zero:
             message = f"no snapshots are taken in shared memory: {problem}"
             warnings.warn(message, CheckpointWarning, stacklevel=4)
@@ -163,6 +167,9 @@ class Snapshots:
                 loaded = None
             elif loaded is not None:
                 self.moment = moment
+        # Without a common one, a start with other processes may find one among the rest.
+        spared = [m for m in own if m[1] > least[1]] if loaded is None else [self.moment]
+        self._area.spare(own[m].path for m in spared if m is not None)
         return loaded
 
     def _find(self, rank: int) -> dict[Moment, Found]:

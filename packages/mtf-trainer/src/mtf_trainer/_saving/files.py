@@ -12,7 +12,6 @@ A checkpoint of a sharded model is a folder, which holds the digests of its file
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import re
@@ -23,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from mtf_trainer._saving.file_lock import FileLock
 from mtf_trainer.errors import CheckpointDamagedError
 
 __all__ = [
@@ -238,7 +238,7 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def writing(folder: Path, *, deadline_s: float = _LOCK_DEADLINE_S) -> Iterator[None]:
-    """Keep other processes from writing to *folder* meanwhile.
+    """Keep others, in this process too, from writing to *folder* meanwhile.
 
     A writer that outlived its training finishes first; the system frees the lock of one
     that was killed. Where the file system has no locks there is none.
@@ -246,22 +246,20 @@ def writing(folder: Path, *, deadline_s: float = _LOCK_DEADLINE_S) -> Iterator[N
     Raises:
         OSError: If the lock cannot be made, or is not free in *deadline_s* seconds.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    fd = os.open(folder / LOCK, flags, 0o666)
+    lock = FileLock(folder / LOCK)
+    _acquire(lock, deadline_s)
     try:
-        _acquire(fd, deadline_s)
         yield
     finally:
-        os.close(fd)
+        lock.release()
 
 
-def _acquire(fd: int, deadline_s: float) -> None:
+def _acquire(lock: FileLock, deadline_s: float) -> None:
     deadline = time.monotonic() + deadline_s
     while True:
         try:
-            # Not flock: a child would inherit that, and hold it when this process ends.
-            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
+            lock.acquire()
+        except BlockingIOError as error:
             if time.monotonic() >= deadline:
                 message = "another process has been writing here all the time"
                 raise TimeoutError(message) from error

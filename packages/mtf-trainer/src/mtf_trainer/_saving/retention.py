@@ -24,7 +24,8 @@ class Entry:
         name: Its file name.
         epoch: Epochs finished.
         global_step: Optimizer steps taken.
-        metric: What tells the best; None, like NaN, never counts among them.
+        metric: What tells the best; None, like NaN, never counts among them. Inside an
+            epoch it is that of the epoch before, and does not count either.
         is_epoch_end: Whether it stands between two epochs.
         is_good: Whether it is what was written.
     """
@@ -86,12 +87,14 @@ def to_delete(
 
 
 def _best(entries: list[Entry], count: int, mode: Literal["min", "max"]) -> list[Entry]:
-    """Return the *count* best; of two alike, the newer."""
+    """Return the *count* best of those that a validation saw; of two alike, the newer."""
     sign = 1.0 if mode == "min" else -1.0
     ranked = [
         (sign * entry.metric, -entry.epoch, -entry.global_step, entry)
         for entry in entries
-        if entry.metric is not None and not math.isnan(entry.metric)
+        if entry.is_epoch_end
+        and entry.metric is not None
+        and not math.isnan(entry.metric)
     ]
     ranked.sort(key=lambda row: row[:3])
     return [row[3] for row in ranked[:count]]
