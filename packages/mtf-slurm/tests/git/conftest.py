@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -66,6 +67,13 @@ class Repo:
                 data = path.readlink() if path.is_symlink() else path.read_bytes()
                 found[known] = (data, status.st_mtime_ns, status.st_mode, status.st_ino)
         return found
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """Give a folder in no repository: pytest's own may lie in that of this project."""
+    with TemporaryDirectory(dir=Path(os.sep, "tmp"), prefix="mtf-") as name:
+        yield Path(name).resolve()
 
 
 @pytest.fixture(autouse=True)
