@@ -138,7 +138,9 @@ def run_killed(folder: Path, draws: random.Random, most: int) -> Counter[str]:
                     draws.uniform(0, MOST_S) if killed.total() < most else DEADLINE_S
                 )
             except subprocess.TimeoutExpired:
-                killed += kill(draws.choice(TARGETS), executor.pid, folder, draws)
+                one_is_left = killed.total() == most - 1
+                target = draws.choice(TARGETS[:3] if one_is_left else TARGETS)
+                killed += kill(target, executor.pid, folder, draws)
                 continue
             if code == 0:
                 return killed
