@@ -1,9 +1,10 @@
 """Freeze the code, render and submit Slurm jobs, follow them.
 
-Launching and following are not built yet. What there is: `mtf_slurm.git`, which freezes
-the code of a project and proves it where a job runs.
+Not built yet as a whole: following jobs is to come, and nothing is exported here. What
+there is: `mtf_slurm.git`, which freezes the code of a project and proves it where a job
+runs, and `mtf_slurm.launcher`, which submits experiments.
 """
 
 __all__ = ["__version__"]
 
-__version__ = "0.0.2"
+__version__ = "0.0.3"

@@ -2,7 +2,8 @@
 
 * MtfSlurmError
   * SchedulerCommandError      the scheduler refused
-  * SchedulerUnreachableError  no Slurm here, or it could not be asked
+  * SchedulerUnreachableError  no Slurm here, or it could not be asked; `NoAnswerError` of
+                               `mtf_slurm.command` where it may have heard
   * UnreadableReplyError       it answered, with something that cannot be parsed
   * TemplateError              a script cannot be made of a template and its values
   * SubmissionError            an experiment cannot be submitted

@@ -144,9 +144,9 @@ def _aside(path: str) -> str:
 
 
 def _line(distribution: Distribution) -> str:
-    name, version = distribution.metadata["Name"], distribution.version
-    if not name:
+    if "Name" not in distribution.metadata:
         return ""  # a folder that an uninstaller left
+    name, version = distribution.metadata["Name"], distribution.version
     direct: dict[str, Any] = {}
     with suppress(ValueError):
         direct = json.loads(distribution.read_text("direct_url.json") or "{}")

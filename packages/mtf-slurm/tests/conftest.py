@@ -1,14 +1,40 @@
-"""Real repositories, each in a folder of its own, away from the user's configuration."""
+"""Real repositories away from the user's configuration, and a Slurm of this machine's own."""
 
 from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
+
+from mtf_slurm.command import Commands
+from mtf_slurm.launcher import SLURMLauncher
+from mtf_slurm.testing import FakeSlurm
+
+TRAIN = """\
+import json, os, signal, sys, time
+from pathlib import Path
+
+def on_signal(*_):
+    sys.exit(75)
+
+signal.signal(signal.SIGTERM, on_signal)
+signal.signal(signal.SIGUSR1, on_signal)
+do = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))["do"]
+with open("starts", "a", encoding="utf-8") as file:
+    file.write("VERSION\\n")
+print("hello", flush=True)
+if do == "wait" and Path("starts").read_text(encoding="utf-8").count("\\n") == 1:
+    while not Path("go_on").exists():
+        time.sleep(0.01)
+sys.exit(3 if do == "fail" else 75 if do == "again" else 0)
+"""
 
 
 class Repo:
@@ -69,6 +95,18 @@ class Repo:
         return found
 
 
+@dataclass(frozen=True)
+class Plain:
+    """An experiment of plain values."""
+
+    experiment_name: str
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def model_dump(self, *, mode: str) -> dict[str, Any]:
+        assert mode == "json"
+        return dict(self.values)
+
+
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
     """Give a folder in no repository: pytest's own may lie in that of this project."""
@@ -83,7 +121,9 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
-    for name in [name for name in os.environ if name.startswith("GIT_")]:
+    for name in [
+        name for name in os.environ if name.startswith(("GIT_", "SLURM_", "SBATCH_"))
+    ]:
         monkeypatch.delenv(name)
 
 
@@ -101,3 +141,62 @@ def repo(tmp_path: Path) -> Repo:
     made.write("pkg/util.py", "value = 1\n")
     made.commit()
     return made
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSlurm]:
+    """The fake's commands on PATH."""
+    # What measures coverage is loaded by site-packages.
+    flags = ("-I",) if "COVERAGE_PROCESS_CONFIG" in os.environ else ("-I", "-S")
+    with FakeSlurm(tmp_path / "slurm", python_flags=flags) as fake:
+        monkeypatch.setenv("PATH", fake.path)
+        yield fake
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A repository with a script that does what its config says."""
+    root = tmp_path / "project"
+    root.mkdir()
+    (root / "train.py").write_text(TRAIN.replace("VERSION", "one"), encoding="utf-8")
+    (root / ".gitignore").write_text("experiments\n", encoding="utf-8")
+    user = ("-c", "user.name=U", "-c", "user.email=u@example.org")
+    for args in (("init", "-q"), ("add", "."), (*user, "commit", "-qm", "one")):
+        subprocess.run(["git", *args], cwd=root, check=True, timeout=60)
+    return root
+
+
+@pytest.fixture
+def experiment() -> Callable[..., Plain]:
+    """Make an experiment: its name, what it does, its ``slurm`` section."""
+
+    def make(name: str = "exp", do: str = "succeed", **slurm: Any) -> Plain:
+        return Plain(name, {"do": do, "slurm": slurm or None})
+
+    return make
+
+
+@pytest.fixture
+def make_launcher(project: Path, slurm: FakeSlurm) -> Callable[..., SLURMLauncher]:
+    """Make a launcher of the project, on the fake Slurm."""
+    assert slurm.folder.is_dir()
+
+    def make(**more: Any) -> SLURMLauncher:
+        quick = Commands(timeout_s=20, num_attempts=3, sleep=lambda _: None)
+        given = {"entry_point": "train.py", "poll_interval_s": 0.05, "commands": quick}
+        return SLURMLauncher(project_root=project, **{**given, **more})
+
+    return make
+
+
+@pytest.fixture
+def wait_for() -> Callable[[Callable[[], object]], None]:
+    """Wait until something is true."""
+
+    def wait(condition: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < deadline, "waited for 60 s"
+            time.sleep(0.02)
+
+    return wait

@@ -1,0 +1,159 @@
+"""Run Slurm's commands: as lists, with a time limit, again while nobody answers.
+
+`Commands` tells apart what the controller refused (`SchedulerCommandError`) and what it
+could not be asked (`SchedulerUnreachableError`). It knows nothing of jobs.
+
+Only what changes nothing is repeated here. A submission whose answer was lost may have been
+accepted: see `mtf_slurm.launcher`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mtf_slurm.errors import SchedulerCommandError, SchedulerUnreachableError
+
+__all__ = ["Commands", "NoAnswerError", "environ"]
+
+# What Slurm's commands say when they got no answer, and another attempt may get one.
+_NO_ANSWER = re.compile(
+    r"Unable to contact slurm|Socket timed out|Connection (?:refused|reset|timed out)"
+    r"|Zero Bytes were transmitted|Transport endpoint is not connected"
+    r"|Communication connection failure|Unable to connect|Connect failure"
+    r"|Unable to establish (?:control|controller)|Resource temporarily unavailable"
+    r"|No route to host|Problem talking to the database|slurmdbd: .*(?:failure|error)"
+    r"|Slurm backup controller in standby mode|controller .* is (?:booting|shutting)",
+    re.IGNORECASE,
+)
+_NO_CONFIG = re.compile(
+    r"Could not establish a configuration source|failed to fetch config"
+    r"|Unable to process configuration file|No such file or directory.*slurm\.conf",
+    re.IGNORECASE,
+)
+# Variables by which these commands take options that nobody wrote; `SLURM_CONF` and what
+# names the cluster stay.
+_OPTIONS = ("SACCT_", "SBATCH_", "SCANCEL_", "SCONTROL_", "SINFO_", "SLURM_", "SQUEUE_")
+_KEPT = frozenset({"SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT"})
+
+
+class NoAnswerError(SchedulerUnreachableError):
+    """A command got no answer: another may get one, and this may have been done."""
+
+
+def environ() -> dict[str, str]:
+    """Return this process's environment without what would change Slurm's commands.
+
+    Where a job submits another, the first one's variables are gone, too.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in _KEPT or not name.startswith(_OPTIONS)
+    }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Commands:
+    """Runs Slurm's commands, which are found on ``PATH``.
+
+    Attributes:
+        timeout_s: After which a command is killed, in seconds.
+        num_attempts: How often one is run while the controller gives no answer.
+        first_wait_s: Before the second attempt, in seconds; doubled before each further.
+        longest_wait_s: Between two attempts, in seconds.
+        sleep: What waits; for tests.
+    """
+
+    timeout_s: float = 60.0
+    num_attempts: int = 5
+    first_wait_s: float = 1.0
+    longest_wait_s: float = 30.0
+    sleep: Callable[[float], None] = field(default=time.sleep, repr=False)
+
+    def __post_init__(self) -> None:
+        if not (self.timeout_s > 0 and self.num_attempts >= 1):
+            msg = "timeout_s must be above 0, num_attempts at least 1"
+            raise ValueError(msg)
+        if not (self.first_wait_s >= 0 and self.longest_wait_s >= 0):
+            msg = "first_wait_s and longest_wait_s cannot be below 0"
+            raise ValueError(msg)
+
+    def wait_s(self, attempt: int) -> float:
+        """Return how long to wait after the attempt of that number, from 0, in seconds."""
+        return min(self.longest_wait_s, self.first_wait_s * 2.0 ** min(attempt, 30))
+
+    def run(self, argv: Sequence[str]) -> str:
+        """Run a command that changes nothing when it is repeated; return what it wrote.
+
+        Raises:
+            SchedulerCommandError: If it was refused.
+            SchedulerUnreachableError: If it is not there, or gets no answer.
+        """
+        for attempt in range(self.num_attempts - 1):
+            try:
+                return self.once(argv)
+            except NoAnswerError:
+                self.sleep(self.wait_s(attempt))
+        return self.once(argv)
+
+    def once(
+        self,
+        argv: Sequence[str],
+        *,
+        cwd: str | None = None,
+        extra: Mapping[str, str] | None = None,
+        pass_fds: Sequence[int] = (),
+    ) -> str:
+        """Run a command one time; return what it wrote.
+
+        Args:
+            argv: The command.
+            cwd: Where it runs.
+            extra: Variables for it.
+            pass_fds: Open files that it keeps until it ends.
+
+        Raises:
+            SchedulerCommandError: If it was refused.
+            NoAnswerError: If it got no answer; it may have been accepted all the same.
+            SchedulerUnreachableError: If it is not there, or has no configuration.
+        """
+        try:
+            done = subprocess.run(
+                argv,
+                cwd=cwd,
+                env={**environ(), **(extra or {})},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                check=False,
+                encoding="utf-8",
+                errors="backslashreplace",
+                timeout=self.timeout_s,
+                pass_fds=pass_fds,
+            )
+        except FileNotFoundError as error:
+            reason = (
+                f"there is no {argv[0]} on PATH: run this where Slurm's commands are, or "
+                f"load the site's module for them"
+            )
+            raise SchedulerUnreachableError(argv, reason) from error
+        except PermissionError as error:
+            reason = f"{argv[0]} on PATH cannot be run: {error.strerror}"
+            raise SchedulerUnreachableError(argv, reason) from error
+        except subprocess.TimeoutExpired as error:
+            reason = f"no answer within {self.timeout_s:g} s: try again, or ask `scontrol ping`"
+            raise NoAnswerError(argv, reason) from error
+        if done.returncode == 0:
+            return done.stdout
+        said = done.stderr.strip() or done.stdout.strip()
+        if _NO_CONFIG.search(said):
+            reason = f"it finds no slurm.conf; set SLURM_CONF to its path: {said}"
+            raise SchedulerUnreachableError(argv, reason)
+        if _NO_ANSWER.search(said):
+            reason = f"no answer; try again, or ask `scontrol ping`: {said}"
+            raise NoAnswerError(argv, reason)
+        raise SchedulerCommandError(argv, done.returncode, said)

@@ -1,0 +1,133 @@
+"""What is submitted, and what became of it.
+
+Names, entry points and configs come from outside: they are checked here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from mtf_slurm.errors import SubmissionError
+
+__all__ = [
+    "NAME",
+    "BatchSubmissionResult",
+    "Experiment",
+    "Submission",
+    "checked_entry_point",
+    "checked_name",
+    "write_config",
+]
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_SCRIPT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.-]*)*\.py")
+_FUNCTION = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+
+
+class Experiment(Protocol):
+    """What is run once: named, and dumped to plain values."""
+
+    @property
+    def experiment_name(self) -> str:
+        """Matches ``[A-Za-z0-9][A-Za-z0-9._-]{0,127}``."""
+
+    def model_dump(self, *, mode: str) -> dict[str, Any]:
+        """Return all values; with ``mode="json"`` such as JSON has."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Submission:
+    """What became of one experiment of a batch: a job, or the reason why not."""
+
+    experiment_name: str
+    job_id: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSubmissionResult:
+    """One row for each experiment of a batch, in order.
+
+    What failed can be submitted again with all the others: those that have a job keep it.
+    """
+
+    rows: tuple[Submission, ...]
+
+    def __iter__(self) -> Iterator[Submission]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def job_ids(self) -> list[str]:
+        """Of those that were submitted, in order."""
+        return [row.job_id for row in self.rows if row.job_id is not None]
+
+    @property
+    def failed(self) -> list[Submission]:
+        """The rows without a job."""
+        return [row for row in self.rows if row.job_id is None]
+
+
+def checked_name(name: object) -> str:
+    """Return the name of an experiment.
+
+    Raises:
+        SubmissionError: If it is none.
+    """
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        reason = (
+            "this name is refused: at most 128 letters, digits, '.', '_' and '-', of which "
+            "the first is a letter or a digit"
+        )
+        raise SubmissionError(repr(name), reason)
+    return name
+
+
+def checked_entry_point(name: str, entry_point: object) -> str | None:
+    """Return what an experiment runs.
+
+    Raises:
+        SubmissionError: If it is neither a script nor a function.
+    """
+    if entry_point is None:
+        return None
+    text = entry_point if isinstance(entry_point, str) else ""
+    is_ours = _SCRIPT.fullmatch(text) or _FUNCTION.fullmatch(text)
+    if is_ours or (text.startswith("/") and text.isprintable()):
+        return text
+    reason = (
+        f"entry_point is {entry_point!r}: a script of the project, `train.py`, or "
+        f"`package.module:function`"
+    )
+    raise SubmissionError(name, reason)
+
+
+def write_config(folder: Path, experiment: Experiment) -> None:
+    """Write an experiment's config as JSON, which is YAML; leave what others wrote.
+
+    Raises:
+        SubmissionError: If it cannot be written.
+    """
+    path = folder / "config.yaml"
+    text = json.dumps(experiment.model_dump(mode="json"), indent=1) + "\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            there = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            there = "{"
+        if there != text and there.startswith("{"):
+            aside = path.with_name(f".config.{os.getpid()}")
+            aside.write_text(text, encoding="utf-8")
+            aside.replace(path)
+    except OSError as error:
+        reason = f"{path} cannot be written: {error.strerror or error}"
+        raise SubmissionError(experiment.experiment_name, reason) from error

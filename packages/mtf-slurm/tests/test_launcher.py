@@ -1,0 +1,518 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtf_slurm.command import Commands
+from mtf_slurm.errors import (
+    SchedulerCommandError,
+    SchedulerUnreachableError,
+    SnapshotError,
+    SubmissionError,
+    TemplateError,
+)
+from mtf_slurm.launcher import SLURMLauncher
+from mtf_slurm.states import JobState
+from mtf_slurm.testing import FakeSlurm
+
+Make = Callable[..., Any]
+WaitFor = Callable[[Callable[[], object]], None]
+
+
+def starts(folder: Path) -> list[str]:
+    """Return which code ran, for each time that the experiment was started."""
+    path = folder / "starts"
+    return path.read_text(encoding="utf-8").split() if path.exists() else []
+
+
+def test_one_experiment(make_launcher: Make, experiment: Make, project: Path) -> None:
+    """It runs the frozen code in its own folder, and leaves what it wrote there."""
+    launcher = make_launcher()
+    job_id = launcher.submit_single_experiment(experiment("exp"))
+    assert launcher.wait([job_id], timeout_s=60) == [JobState.SUCCEEDED]
+    folder = project / "experiments" / "exp"
+    assert (folder / f"{job_id}.out").read_text(encoding="utf-8") == "hello\n"
+    assert (folder / f"{job_id}.err").read_text(encoding="utf-8") == ""
+    assert (folder / f"{job_id}.sbatch").is_file()
+    assert json.loads((folder / "code.json").read_text(encoding="utf-8"))["commit"]
+    assert list((project / "experiments" / ".slurm").glob("*/code/*")) == []
+
+
+def test_code_that_is_edited_after_submission(
+    make_launcher: Make, experiment: Make, project: Path, slurm: FakeSlurm
+) -> None:
+    """The job runs what was there when it was submitted, committed or not."""
+    script = project / "train.py"
+    text = script.read_text(encoding="utf-8")
+    slurm.configure(is_held=True)
+    script.write_text(text.replace("one", "two"), encoding="utf-8")
+    launcher = make_launcher()
+    job_id = launcher.submit_single_experiment(experiment("exp"))
+    script.write_text(text.replace("one", "three"), encoding="utf-8")
+    slurm.configure(is_held=False)
+    assert launcher.wait([job_id], timeout_s=60) == [JobState.SUCCEEDED]
+    assert starts(project / "experiments" / "exp") == ["two"]
+
+
+def test_a_batch_is_one_array_and_a_row_each(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
+) -> None:
+    """A failure and a refusal in the middle touch no other; all is in order."""
+    batch = [
+        experiment("a"),
+        experiment("b", do="fail"),
+        experiment("no/name"),
+        experiment("c", nodes=0),
+        experiment("d"),
+    ]
+    launcher = make_launcher()
+    result = launcher.submit_experiment_batch(batch)
+    assert [row.experiment_name for row in result] == ["a", "b", "no/name", "c", "d"]
+    assert [row.job_id for row in result] == ["1_0", "1_1", None, None, "1_2"]
+    assert [row.experiment_name for row in result.failed] == ["no/name", "c"]
+    assert "slurm.nodes" in (result.failed[1].error or "")
+    assert len(result) == 5
+    states = launcher.wait(result.job_ids, timeout_s=60)
+    assert states == ["succeeded", "failed", "succeeded"]
+    assert len(slurm.calls("sbatch")) == 1
+    out = project / "experiments" / "a" / "1_0.out"
+    assert out.read_text(encoding="utf-8") == "hello\n"
+
+
+def test_arrays_are_split_and_limited(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm
+) -> None:
+    """No index reaches the site's limit; so many run at once as the section says."""
+    slurm.configure(max_array_size=2, is_held=True)
+    launcher = make_launcher()
+    batch = [experiment(f"e{i}", max_running=1) for i in range(5)]
+    result = launcher.submit_experiment_batch(batch)
+    assert result.job_ids == ["1_0", "1_1", "3_0", "3_1", "5"]
+    tasks = slurm.tasks()
+    assert [tasks[i]["limit"] for i in result.job_ids] == [1, 1, 1, 1, None]
+
+
+def test_a_refused_part_is_continued(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm
+) -> None:
+    """What the site refuses is said in its rows; the same batch again goes on with them."""
+    slurm.configure(partitions=["p"], is_held=True)
+    batch = [experiment("a"), experiment("b", partition="new"), experiment("c", nodes=2)]
+    launcher = make_launcher()
+    first = launcher.submit_experiment_batch(batch)
+    assert [row.job_id is None for row in first] == [False, True, False]
+    assert "invalid partition specified: new" in (first.failed[0].error or "")
+    slurm.configure(partitions=["p", "new"])
+    second = launcher.submit_experiment_batch(batch)
+    assert second.failed == []
+    assert [second.rows[i].job_id for i in (0, 2)] == first.job_ids
+    assert len(slurm.tasks()) == 3
+
+
+def test_a_controller_that_goes_away_in_the_middle(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm
+) -> None:
+    """The rest is not tried one by one, says so, and is submitted by the next call."""
+    slurm.configure(is_held=True)
+    batch = [experiment(f"e{i}", nodes=i + 1) for i in range(3)]
+    launcher = make_launcher(max_array_size=10)
+    slurm.fail("sbatch", times=3)
+    first = launcher.submit_experiment_batch(batch)
+    assert first.job_ids == []
+    assert all("submit again to go on" in (row.error or "") for row in first)
+    assert len(slurm.calls("sbatch")) == 3
+    assert launcher.submit_experiment_batch(batch).failed == []
+    assert len(slurm.tasks()) == 3
+
+
+def test_nothing_is_submitted_while_slurm_cannot_be_asked(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm
+) -> None:
+    """Whether an experiment runs already is asked first; no answer is an error."""
+    launcher = make_launcher()
+    job_id = launcher.submit_single_experiment(experiment("a"))
+    slurm.fail("squeue", times=3)
+    with pytest.raises(SchedulerUnreachableError):
+        launcher.submit_experiment_batch([experiment("a"), experiment("b")])
+    assert list(slurm.tasks()) == [job_id]
+
+
+def test_what_nobody_knows_yet_is_not_submitted_again(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm
+) -> None:
+    """A job without a row is unknown; for a while it counts as one that is late."""
+    slurm.configure(is_held=True, has_accounting=False)
+    launcher = make_launcher()
+    job_id = launcher.submit_single_experiment(experiment("a"))
+    slurm.forget(job_id)
+    assert launcher.states([job_id]) == [JobState.UNKNOWN]
+    assert launcher.submit_single_experiment(experiment("a")) == job_id
+    [path] = launcher._experiments_folder.glob(".slurm/*/job_id")
+    os.utime(path, (1, 1))
+    assert launcher.submit_single_experiment(experiment("a")) != job_id
+
+
+def test_a_site_without_accounting(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm
+) -> None:
+    """When the controller has forgotten a job, what it left behind tells how it ended."""
+    launcher = make_launcher()
+    batch = [experiment("a"), experiment("b", do="fail"), experiment("c", do="again")]
+    asked = [experiment(e.experiment_name, e.values["do"], requeue=False) for e in batch]
+    ids = launcher.submit_experiment_batch(asked).job_ids
+    expected = ["succeeded", "failed", "preempted"]
+    assert launcher.wait(ids, timeout_s=60) == expected
+    slurm.configure(has_accounting=False)
+    slurm.forget(*ids)
+    assert make_launcher().states([*ids, "999"]) == [*expected, "unknown"]
+
+
+def test_exit_status_75_comes_back_until_the_limit(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
+) -> None:
+    """An experiment that asks to be continued is, in the same job, so often and no more."""
+    launcher = make_launcher()
+    asked = experiment("e", do="again", max_requeues=2, time="10:00")
+    job_id = launcher.submit_single_experiment(asked)
+    assert launcher.wait([job_id], timeout_s=60) == [JobState.PREEMPTED]
+    assert starts(project / "experiments" / "e") == ["one"] * 3
+    assert slurm.tasks()[job_id]["restarts"] == 2
+    err = (project / "experiments" / "e" / f"{job_id}.err").read_text(encoding="utf-8")
+    assert "max_requeues" in err
+
+
+def test_a_failure_is_never_requeued(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm
+) -> None:
+    """What fails by itself has failed; submitted again, it is a new job."""
+    launcher = make_launcher()
+    job_id = launcher.submit_single_experiment(experiment("e", do="fail"))
+    assert launcher.wait([job_id], timeout_s=60) == [JobState.FAILED]
+    assert slurm.tasks()[job_id]["restarts"] == 0
+    assert launcher.submit_single_experiment(experiment("e", do="fail")) != job_id
+
+
+@pytest.mark.parametrize("event", ["preempt", "fail_node"])
+def test_preempted_and_lost_experiments_come_back(
+    event: str,
+    make_launcher: Make,
+    experiment: Make,
+    slurm: FakeSlurm,
+    project: Path,
+    wait_for: WaitFor,
+) -> None:
+    """An array's task whose place or node is gone runs again, once, and finishes."""
+    launcher = make_launcher()
+    batch = [experiment("a", do="wait"), experiment("b", do="wait")]
+    ids = launcher.submit_experiment_batch(batch).job_ids
+    folder = project / "experiments"
+    wait_for(lambda: all(starts(folder / name) for name in "ab"))
+    getattr(slurm, event)(ids[1])
+    wait_for(lambda: len(starts(folder / "b")) == 2)
+    (folder / "a" / "go_on").touch()
+    assert launcher.wait(ids, timeout_s=60) == ["succeeded", "succeeded"]
+    assert [slurm.tasks()[i]["restarts"] for i in ids] == [0, 1]
+    assert starts(folder / "a") == ["one"]
+
+
+@pytest.mark.parametrize("continues", [True, False])
+def test_the_time_limit(
+    *,
+    continues: bool,
+    make_launcher: Make,
+    experiment: Make,
+    slurm: FakeSlurm,
+    project: Path,
+    wait_for: WaitFor,
+) -> None:
+    """An experiment that saves when it is warned comes back only if that was asked for."""
+    launcher = make_launcher()
+    asked = experiment("e", do="wait", time="1", continue_on_timeout=continues)
+    job_id = launcher.submit_single_experiment(asked)
+    folder = project / "experiments" / "e"
+    wait_for(lambda: starts(folder))
+    slurm.time_out(job_id)
+    if continues:
+        wait_for(lambda: len(starts(folder)) == 2)
+        assert launcher.wait([job_id], timeout_s=60) == ["succeeded"]
+    else:
+        wait_for(lambda: launcher.states([job_id])[0].is_final)
+        assert slurm.tasks()[job_id]["restarts"] == 0
+
+
+def test_what_is_cancelled_does_not_come_back(
+    make_launcher: Make,
+    experiment: Make,
+    slurm: FakeSlurm,
+    project: Path,
+    wait_for: WaitFor,
+) -> None:
+    """An experiment that saves and exits with 75 when it is cancelled stays cancelled."""
+    launcher = make_launcher()
+    job_id = launcher.submit_single_experiment(experiment("e", do="wait", time="1-0"))
+    wait_for(lambda: starts(project / "experiments" / "e"))
+    launcher.cancel([job_id, "no id", "999"])
+    assert launcher.wait([job_id], timeout_s=60) == [JobState.CANCELLED]
+    assert slurm.tasks()[job_id]["restarts"] == 0
+    assert slurm.calls("scontrol") == []
+
+
+def test_cancelled_before_it_began(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm
+) -> None:
+    """Such a task of an array leaves no trace in Slurm; its siblings show what became of it."""
+    slurm.configure(is_held=True)
+    launcher = make_launcher()
+    ids = launcher.submit_experiment_batch([experiment("a"), experiment("b")]).job_ids
+    launcher.cancel(ids[:1])
+    assert list(slurm.tasks()) == ids[1:]
+    assert launcher.states([*ids, "1_2"]) == ["cancelled", "pending", "unknown"]
+    slurm.configure(has_accounting=False)
+    assert launcher.states(ids) == ["unknown", "pending"]
+
+
+def test_requeue_by_hand(make_launcher: Make, experiment: Make, project: Path) -> None:
+    """A job that has ended runs again under its id; what is no id is refused."""
+    launcher = make_launcher()
+    job_id = launcher.submit_single_experiment(experiment("e", do="fail"))
+    launcher.wait([job_id], timeout_s=60)
+    launcher.requeue([job_id])
+    assert launcher.wait([job_id], timeout_s=60) == [JobState.FAILED]
+    assert len(starts(project / "experiments" / "e")) == 2
+    with pytest.raises(SubmissionError, match="no job's id"):
+        launcher.requeue(["; reboot"])
+
+
+def test_packed_experiments(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
+) -> None:
+    """Several share a task, each with its own state, folder and output."""
+    launcher = make_launcher(num_packed=2)
+    batch = [experiment("a"), experiment("b", do="fail"), experiment("c")]
+    result = launcher.submit_experiment_batch(batch)
+    assert result.job_ids == ["1_0.0", "1_0.1", "1_1"]
+    states = launcher.wait(result.job_ids, timeout_s=60)
+    assert states == ["succeeded", "failed", "succeeded"]
+    assert len(slurm.tasks()) == 2
+    assert (project / "experiments" / "a" / "1_0.0.out").is_file()
+    again = launcher.submit_experiment_batch(batch)
+    assert [again.job_ids[0], again.job_ids[2]] == ["1_0.0", "1_1"]
+    assert again.job_ids[1] not in result.job_ids
+
+
+def test_cancelling_some_of_a_task(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm
+) -> None:
+    """A task is ended as a whole: some of its experiments alone cannot be."""
+    slurm.configure(is_held=True)
+    launcher = make_launcher(num_packed=2)
+    ids = launcher.submit_experiment_batch([experiment("a"), experiment("b")]).job_ids
+    with pytest.raises(SubmissionError, match=r"1\.0: its task runs 1\.1, too"):
+        launcher.cancel(ids[:1])
+    launcher.cancel(ids)
+    assert launcher.states(ids) == ["cancelled", "cancelled"]
+
+
+def test_submitted_twice_runs_once(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
+) -> None:
+    """A second job of one submission ends without running anything."""
+    slurm.configure(is_held=True)
+    launcher = make_launcher()
+    job_id = launcher.submit_single_experiment(experiment("e"))
+    [script] = (project / "experiments").glob(".slurm/*/job.sbatch")
+    twin = Commands().once(["sbatch", "--parsable", str(script)]).strip()
+    slurm.configure(is_held=False)
+    launcher.wait([job_id, twin], timeout_s=60)
+    assert starts(project / "experiments" / "e") == ["one"]
+    err = project / "experiments" / "e" / f"{twin}.err"
+    assert f"job {job_id} runs" in err.read_text(encoding="utf-8")
+
+
+def test_functions_as_entry_points(
+    make_launcher: Make, experiment: Make, project: Path
+) -> None:
+    """A function of the project is called with the config's path, from the checkout."""
+    text = "def run(path):\n    open(path + '.seen', 'w', encoding='utf-8').close()\n"
+    (project / "pkg").mkdir()
+    (project / "pkg" / "work.py").write_text(text, encoding="utf-8")
+    user = ("-c", "user.name=U", "-c", "user.email=u@example.org")
+    for args in (("add", "."), (*user, "commit", "-qm", "two")):
+        subprocess.run(["git", *args], cwd=project, check=True, timeout=60)
+    launcher = make_launcher(entry_point="pkg.work:run")
+    job_id = launcher.submit_single_experiment(experiment("e"))
+    assert launcher.wait([job_id], timeout_s=60) == [JobState.SUCCEEDED]
+    assert (project / "experiments" / "e" / "config.yaml.seen").is_file()
+
+
+def test_tampered_code_does_not_run(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
+) -> None:
+    """A job that cannot prove its code fails, and runs none."""
+    slurm.configure(is_held=True)
+    launcher = make_launcher()
+    job_id = launcher.submit_single_experiment(experiment("e"))
+    [path] = (project / "experiments").glob(".slurm/*/settings.sh")
+    text = path.read_text(encoding="utf-8")
+    commit = text.partition("--commit ")[2].partition(")")[0]
+    path.write_text(text.replace(commit, "0" * 40), encoding="utf-8")
+    slurm.configure(is_held=False)
+    assert launcher.wait([job_id], timeout_s=60) == [JobState.FAILED]
+    assert starts(project / "experiments" / "e") == []
+
+
+def test_scripts_to_look_at(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
+) -> None:
+    """The script is written with the context's values, and nothing is submitted."""
+    launcher = make_launcher(setup=["export A=1"])
+    path = launcher.generate_sbatch_script(experiment("e", qos="q"), {"partition": "p x"})
+    assert path == project / "experiments" / "e" / "e.sbatch"
+    text = path.read_text(encoding="utf-8")
+    assert '#SBATCH --partition="p x"\n#SBATCH --qos=q\n' in text
+    assert "\nexport A=1\n" in text
+    assert slurm.calls() == []
+    with pytest.raises(TemplateError, match="nope: unknown"):
+        launcher.generate_sbatch_script(experiment("e"), {"nope": 1})
+
+
+def test_configs_of_others_stay(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
+) -> None:
+    """A config that a person wrote is not overwritten; one of this launcher is renewed."""
+    slurm.configure(is_held=True)
+    folder = project / "experiments"
+    (folder / "mine").mkdir(parents=True)
+    (folder / "mine" / "config.yaml").write_text("do: wait\n", encoding="utf-8")
+    launcher = make_launcher()
+    launcher.submit_experiment_batch([experiment("mine"), experiment("e", do="fail")])
+    launcher.generate_sbatch_script(experiment("e", do="succeed"))
+    texts = [
+        (folder / n / "config.yaml").read_text(encoding="utf-8") for n in ("mine", "e")
+    ]
+    assert texts[0] == "do: wait\n"
+    assert json.loads(texts[1])["do"] == "succeed"
+
+
+def test_wait_tells_how_it_goes(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm
+) -> None:
+    """Counts come when they change; waiting ends at its limit."""
+    slurm.configure(is_held=True)
+    launcher = make_launcher()
+    job_id = launcher.submit_single_experiment(experiment("e"))
+    seen: list[dict[JobState, int]] = []
+    assert launcher.wait([job_id], timeout_s=0.2, on_progress=seen.append) == ["pending"]
+    assert seen == [{JobState.PENDING: 1}]
+    assert launcher.wait([]) == []
+    assert launcher.submit_experiment_batch([]).rows == ()
+
+
+def test_folders_that_cannot_be_used(make_launcher: Make, tmp_path: Path) -> None:
+    """A folder that is not there, or that Slurm would read otherwise, is an error."""
+    launcher = make_launcher()
+    with pytest.raises(SubmissionError, match="no such folder"):
+        launcher.submit([], folder=tmp_path / "none")
+    (tmp_path / "a\\b").mkdir()
+    with pytest.raises(SubmissionError, match="backslash"):
+        launcher.submit([], folder=tmp_path / "a\\b")
+
+
+def test_what_the_constructor_refuses(project: Path, tmp_path: Path) -> None:
+    """Wrong settings of the launcher are said before anything is submitted."""
+    wrong: list[tuple[type[Exception], dict[str, Any]]] = [
+        (ValueError, {"num_packed": 0}),
+        (ValueError, {"max_array_size": 0}),
+        (ValueError, {"poll_interval_s": 0}),
+        (ValueError, {"cleanup": "sometimes"}),
+        (SubmissionError, {"defaults": {"nodes": 0}}),
+        (SubmissionError, {"entry_point": "../x.py"}),
+        (TemplateError, {"template_path": tmp_path / "none"}),
+    ]
+    for error, given in wrong:
+        with pytest.raises(error):
+            SLURMLauncher(project_root=project, **given)
+    with pytest.raises(SnapshotError, match="no git repository"):
+        SLURMLauncher(project_root=tmp_path)
+    SLURMLauncher(project_root=tmp_path, freeze_code=False)
+
+
+def test_single_refusals(make_launcher: Make, experiment: Make, slurm: FakeSlurm) -> None:
+    """One experiment that is refused is an error with the reason."""
+    slurm.configure(max_submit=0)
+    with pytest.raises(SubmissionError, match="QOSMaxSubmitJobPerUserLimit"):
+        make_launcher().submit_single_experiment(experiment("e"))
+
+
+def test_the_same_experiment_twice_in_a_batch(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm
+) -> None:
+    """It has two rows and one job."""
+    slurm.configure(is_held=True)
+    result = make_launcher().submit_experiment_batch([experiment("a"), experiment("a")])
+    assert result.job_ids == ["1", "1"]
+
+
+def test_a_full_disk(
+    make_launcher: Make,
+    experiment: Make,
+    slurm: FakeSlurm,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What cannot be written is not submitted, and leaves nothing; it can be continued."""
+    slurm.configure(is_held=True)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    launcher = make_launcher()
+    with monkeypatch.context() as patch:
+        patch.setattr("mtf_slurm.arrays.write_files", full)
+        [row] = launcher.submit_experiment_batch([experiment("a")])
+    assert "No space left" in (row.error or "")
+    assert slurm.tasks() == {}
+    assert list(launcher._experiments_folder.glob(".slurm/0*")) == []
+    assert launcher.submit_single_experiment(experiment("a")) == "1"
+
+
+def test_a_copy_that_cannot_be_written_is_no_failure(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
+) -> None:
+    """A job that was accepted has its row, whatever becomes of the copy of its script."""
+    slurm.configure(is_held=True)
+    (project / "experiments" / "a" / "1.sbatch").mkdir(parents=True)
+    assert make_launcher().submit_single_experiment(experiment("a")) == "1"
+
+
+def test_a_refused_cancellation(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm
+) -> None:
+    """Only what has ended or is unknown is passed over."""
+    slurm.configure(is_held=True)
+    launcher = make_launcher()
+    job_id = launcher.submit_single_experiment(experiment("a"))
+    slurm.fail("scancel", "error: Access/permission denied")
+    with pytest.raises(SchedulerCommandError, match="permission denied"):
+        launcher.cancel([job_id])
+
+
+def test_a_project_that_is_in_no_repository(
+    tmp_path: Path, experiment: Make, slurm: FakeSlurm
+) -> None:
+    """Its code is not frozen: the job runs what lies in the folder when it runs."""
+    assert slurm.calls() == []
+    root = tmp_path / "plain"
+    root.mkdir()
+    (root / "t.py").write_text("open('ran', 'w').close()", encoding="utf-8")
+    launcher = SLURMLauncher(
+        project_root=root, entry_point="t.py", freeze_code=False, poll_interval_s=0.05
+    )
+    job_id = launcher.submit_single_experiment(experiment("e"))
+    assert launcher.wait([job_id], timeout_s=60) == [JobState.SUCCEEDED]
+    assert (root / "experiments" / "e" / "ran").is_file()
