@@ -169,7 +169,9 @@ def faults(folder: Path) -> tuple[list[str], int]:
     repeated = 0
     for name, record in records.items():
         ends = [r for r in rows if r["event"] == "ended" and r["name"] == name]
-        successes = [r["job_id"] for r in ends if r["status"] == "succeeded"]
+        # In the journal, paths begin at the folder.
+        jobs = [r["job_id"] for r in ends if r["status"] == "succeeded"]
+        successes = [str(folder.absolute() / job) for job in jobs]
         mine = [(w, job) for w, job in words if Path(job).parent.name == name]
         if record.status is not Status.SUCCEEDED or len(successes) != 1:
             wrong.append(f"{name}: {record.status}, {len(successes)} successes")

@@ -124,7 +124,55 @@ def test_nothing_to_run_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     text = SEARCH.replace(", entry_point: train.py", "")
     Path("search.yaml").write_text(text, "utf-8")
     assert main(["run", "search.yaml"]) == 2
-    assert "entry_point" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "--entry-point train.py" in said
+    assert "`entry_point: train.py` into search.yaml" in said
+
+
+def test_another_script_and_a_smaller_grid(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A script given by the file runs; another is refused; what a grid lost is apart."""
+    text = SEARCH.replace(", entry_point: train.py", "") + "entry_point: train.py\n"
+    (project / "search.yaml").write_text(text, "utf-8")
+    (project / "mended").touch()
+    assert main(["run", "search.yaml"]) == 0
+    (project / "other.py").write_text(SCRIPT, "utf-8")
+    assert main(["run", "search.yaml", "--entry-point", "other.py"]) == 2
+    assert "--new" in capsys.readouterr().err
+    (project / "search.yaml").write_text(text.replace("0.2, ", ""), "utf-8")
+    assert main(["run", "search.yaml"]) == 0
+    said = capsys.readouterr().out
+    assert said.endswith(": 2 succeeded; no longer in the grid: 1 succeeded\n")
+    saved = folder(project) / "search_config.yaml"
+    assert main(["run", str(saved), "--folder", str(folder(project))]) == 0
+
+
+@pytest.mark.usefixtures("project")
+def test_a_rule_of_the_file_stops_what_is_bad(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The section `early_stopping` is obeyed, and a misspelt metric told of."""
+    rule = "early_stopping: {rule: successive_halving, metric: los, mode: min, min_step: 1}\n"
+    Path("search.yaml").write_text(SEARCH + rule, "utf-8")
+    Path("mended").touch()
+    assert main(["run", "search.yaml", "--max-running", "1"]) == 0
+    assert "did you mean 'loss'" in capsys.readouterr().err
+    Path("search.yaml").write_text(SEARCH + rule.replace("min_step: 1", "a: 1"), "utf-8")
+    assert main(["run", "search.yaml"]) == 2
+
+
+@pytest.mark.usefixtures("project")
+def test_a_bayesian_search_of_the_file(capsys: pytest.CaptureFixture[str]) -> None:
+    """The section `bayesian` makes trials of the grids, as many as it says."""
+    pytest.importorskip("optuna")
+    section = "bayesian: {metric: loss, mode: min, num_trials: 2, sampler: random}\n"
+    Path("search.yaml").write_text(SEARCH + section, "utf-8")
+    Path("mended").touch()
+    assert main(["plan", "search.yaml"]) == 0
+    assert "2 experiments, chosen as it runs" in capsys.readouterr().out
+    assert main(["run", "search.yaml"]) == 0
+    assert capsys.readouterr().out.endswith(": 2 succeeded\n")
 
 
 def test_an_interrupt_has_its_own_exit_code(

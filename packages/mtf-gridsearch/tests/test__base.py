@@ -1,4 +1,7 @@
 import dataclasses
+import enum
+import math
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -136,7 +139,7 @@ def test_mapping_gets_its_parameters() -> None:
         ({"optimizer.betas": 1}, "optimizer.betas", "it is a list"),
         ({"model": 1}, "model", "it is a mapping"),
         ({"model": {"typ": "a"}}, "model.typ", "did you mean 'model.type'?"),
-        ({"model": {"depth": "a"}}, "model.depth", "is text, but"),
+        ({"model": {"type": "a", "depth": "a"}}, "model.depth", "is text, but"),
     ],
 )
 def test_what_does_not_fit_a_mapping(
@@ -251,7 +254,7 @@ def test_what_is_no_base() -> None:
     """A base is a mapping of plain values or a pydantic model."""
     with pytest.raises(TypeError, match="not a list"):
         base_of([1])
-    with pytest.raises(GridError, match=r"base config: .*object"):
+    with pytest.raises(GridError, match=r"base config\.a: .*object"):
         base_of({"a": object()})
 
 
@@ -318,3 +321,74 @@ def test_unknown_keys_in_lists_of_models_are_told() -> None:
     """A key inside a list is looked up in the schema, too."""
     with pytest.raises(UnfitError, match=r"subs\.0\.dd"):
         base_of(Outer()).applied({"subs": [{"dd": 5}]}, "x")
+
+
+class Colour(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class Size(BaseModel):
+    width: int = 1
+    depth: int = 1
+
+
+class Exact(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    experiment_name: str = "a"
+    colour: Colour = Colour.RED
+    betas: tuple[float, float] = (0.9, 0.999)
+    data: Path = Path("data")
+    tags: frozenset[str] = frozenset({"x"})
+    size: Size = Size(width=5, depth=7)
+    options: dict[str, int] = {"a": 1, "b": 2}
+    number: int = 1
+
+
+def test_strict_models_take_what_they_take_from_json() -> None:
+    """Enumerations, tuples, sets and paths are given in their plain form; text is no number."""
+    base = base_of(Exact())
+    parameters = {"colour": "blue", "betas": [0.5, 0.6], "data": "d", "tags": ["y"]}
+    applied = base.applied(parameters, "b")
+    assert applied == Exact(
+        experiment_name="b",
+        colour=Colour.BLUE,
+        betas=(0.5, 0.6),
+        data=Path("d"),
+        tags=frozenset({"y"}),
+    )
+    for key, value in (("number", "3"), ("colour", "green"), ("betas", [1.0])):
+        with pytest.raises(UnfitError) as caught:
+            base.applied({key: value}, "b")
+        assert [fault[0].split(".")[0] for fault in caught.value.faults] == [key]
+    with pytest.raises(UnfitError, match=r"should be 'red' or 'blue', found 'green'"):
+        base.applied({"colour": "green"}, "b")
+
+
+def test_a_mapping_never_drops_what_it_does_not_name() -> None:
+    """Neither keys of a mapping nor fields that would get their defaults; a value may."""
+    base = base_of({"model": {"type": "mlp", "depth": 2}, "seed": 1})
+    with pytest.raises(UnfitError, match=r"model\.depth: 2 of the base .* be lost"):
+        base.applied({"model": {"type": "linear"}}, "b")
+    whole = {"type": "linear", "depth": 3}
+    assert base.applied({"model": whole}, "b")["model"] == whole
+
+    model = base_of(Exact())
+    with pytest.raises(UnfitError, match=r"size\.depth: 7 .* would become 1"):
+        model.applied({"size": {"width": 2}}, "b")
+    applied = model.applied({"size": {"width": 2, "depth": 7}, "options": {"a": 3}}, "b")
+    assert isinstance(applied, Exact)
+    assert (applied.size, applied.options) == (Size(width=2, depth=7), {"a": 3})
+
+
+def test_nan_in_a_base_is_named() -> None:
+    """The error says at which key it stands."""
+    with pytest.raises(GridError, match=r"base config\.optimizer\.lr: NaN"):
+        base_of({"optimizer": {"lr": math.nan}})
+
+    class Rated(BaseModel):
+        rates: dict[str, float]
+
+    with pytest.raises(GridError, match=r"base config\.rates\.low: NaN"):
+        base_of(Rated(rates={"low": math.nan}))

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from mtf_gridsearch._drive import Drive, Settings
-from mtf_gridsearch._progress import Progress
+from mtf_gridsearch._drive import Drive
+from mtf_gridsearch._progress import Progress, Settings
 from mtf_gridsearch.errors import LauncherError, SearchFolderError
 from mtf_gridsearch.journal import Journal, read_records
 from mtf_gridsearch.launcher import Experiment, Submission
@@ -86,6 +86,7 @@ class Listed:
         self.queue = deque(names)
         self.total: int | None = len(self.queue)
         self.stop = stop or {}
+        self.metric: str | None = None
         self.seen: list[Mapping[str, Curve]] = []
         self.told: list[tuple[str, Status]] = []
 
@@ -203,16 +204,28 @@ def test_a_queue_takes_all_at_once(journal: Journal) -> None:
     assert launcher.most_at_once == 250
 
 
-def test_what_cannot_be_started_fails_alone(journal: Journal, tmp_path: Path) -> None:
-    """A refused experiment is noted with the launcher's reason, and the rest runs."""
+def test_what_cannot_be_started_waits_alone(journal: Journal, tmp_path: Path) -> None:
+    """A refused experiment did not fail: it says why, the rest runs, the next run starts it."""
     view, supply = Watching(), Listed("abc")
     assert drive(journal, Scripted({"b": []}), supply, view).run()
     records = read_records(tmp_path)
-    assert statuses(tmp_path) == {"a": "succeeded", "b": "failed", "c": "succeeded"}
+    assert statuses(tmp_path) == {"a": "succeeded", "b": "missing", "c": "succeeded"}
     assert records["b"].reason == "could not be started: no room"
     assert (records["b"].job_id, records["b"].attempts) == (None, 0)
-    assert ("b", Status.FAILED) in supply.told
-    assert view.progress[-1].counts == {Status.SUCCEEDED: 2, Status.FAILED: 1}
+    assert ("b", Status.MISSING) in supply.told
+    assert view.progress[-1].counts == {Status.SUCCEEDED: 2, Status.MISSING: 1}
+    assert drive(journal, Scripted({}), Listed("abc")).run()
+    assert statuses(tmp_path) == dict.fromkeys("abc", "succeeded")
+    assert read_records(tmp_path)["b"].reason == ""
+
+
+def test_a_refused_repair_leaves_the_failure(journal: Journal, tmp_path: Path) -> None:
+    """What failed and cannot be started again has failed as before."""
+    assert drive(journal, Scripted({"a": ["failed"]}), Listed("a")).run()
+    assert drive(journal, Scripted({"a": []}), Listed("a")).run()
+    record = read_records(tmp_path)["a"]
+    assert (record.status, record.job_id, record.attempts) == (Status.FAILED, "a.1", 1)
+    assert record.reason == "could not be started: no room"
 
 
 def test_a_launcher_that_forgets_one_is_told_of(journal: Journal, tmp_path: Path) -> None:
@@ -508,3 +521,22 @@ def test_progress_is_shown_at_each_look(journal: Journal) -> None:
     assert (last.ended, last.left_s) == (3, 0.0)
     endings = [r.experiment_name for p in view.progress for r in p.has_ended]
     assert sorted(endings) == ["a", "b", "c"]
+
+
+def test_a_metric_that_nobody_reports_is_told_of_once(
+    journal: Journal, tmp_path: Path
+) -> None:
+    """A rule by a misspelt metric does nothing, and the view says so with the nearest name."""
+    view, supply = Watching(), Listed("abc")
+    supply.metric = "los"
+    for name in "bc":
+        report(tmp_path, name, 0.5)
+    assert drive(journal, Scripted({}), supply, view).run()
+    (note,) = view.notes
+    assert "'los', which was not reported: b reported loss; did you mean 'loss'?" in note
+
+    supply, right = Listed("d"), Watching()
+    supply.metric = "loss"
+    report(tmp_path, "d", 0.5)
+    assert drive(journal, Scripted({}), supply, right).run()
+    assert right.notes == []

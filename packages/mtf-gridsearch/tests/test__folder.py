@@ -39,6 +39,9 @@ class Named:
     ) -> Sequence[GridExperiment[Any]]:
         raise NotImplementedError
 
+    def doubts(self) -> Sequence[str]:
+        raise NotImplementedError
+
     def starts(self, status: Status) -> bool:
         raise NotImplementedError
 
@@ -117,6 +120,7 @@ def test_a_user_names_the_folder(tmp_path: Path) -> None:
     mine = tmp_path / "a" / "b"
     mine.mkdir(parents=True)
     (mine / ".lock").touch()
+    (mine / ".0123456789abcdef.tmp").touch()  # of a definition that was being written
     for _ in range(2):
         with hold(Named(), tmp_path, folder=mine) as folder:
             assert folder == mine
@@ -299,3 +303,42 @@ def test_a_definition_that_cannot_be_written_is_an_error(
         hold(Named(), tmp_path),
     ):
         pytest.fail("held")
+
+
+@pytest.mark.parametrize("digits", ["99991231T235959", "99999999T999999"])
+def test_a_name_that_no_time_can_follow_is_no_search(tmp_path: Path, digits: str) -> None:
+    """It is passed over, whatever lies there."""
+    odd = tmp_path / f"grid_search_{digits}"
+    odd.mkdir()
+    (odd / "search_config.yaml").write_text("[", "utf-8")
+    with hold(Named(), tmp_path) as folder:
+        assert folder != odd
+    assert find("sweep", tmp_path) == folder
+
+
+def test_a_broken_newest_folder_may_be_gone_around(tmp_path: Path) -> None:
+    """It may be the one that is looked for, so the error says how to name another."""
+    with hold(Named(), tmp_path) as folder:
+        pass
+    broken = tmp_path / "grid_search_20990101T000000"
+    broken.mkdir()
+    (broken / "search_config.yaml").write_text("[", "utf-8")
+    with (
+        pytest.raises(SearchFolderError, match=r"20990101T000000: .*--folder"),
+        hold(Named(), tmp_path),
+    ):
+        pytest.fail("held")
+    with hold(Named(), tmp_path, folder=folder) as found:
+        assert found == folder
+
+
+def test_a_lock_that_says_nonsense_is_no_copy(tmp_path: Path) -> None:
+    """What cannot be read of it says nothing about the folder."""
+    with hold(Named(), tmp_path) as folder:
+        said = json.loads((folder / ".lock").read_text("utf-8"))
+        assert said["inode"] == (folder / ".lock").stat().st_ino
+    assert json.loads((folder / ".lock").read_text("utf-8")) == {"inode": said["inode"]}
+    for text in ("", "[1]", "{", '{"inode": 1, "pid": "x", "host": 3}'):
+        (folder / ".lock").write_text(text, "utf-8")
+        with hold(Named(), tmp_path) as again:
+            assert again == folder

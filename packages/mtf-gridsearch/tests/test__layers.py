@@ -1,6 +1,7 @@
 from mtf_gridsearch._axis import Axis
 from mtf_gridsearch._layers import Exclusion, codes_of, count_paths, exclusion_of
 from mtf_gridsearch.expression import parse
+from mtf_gridsearch.grid import ParameterGrid
 
 
 def axis(key: str, n: int, only_when: str | None = None) -> Axis:
@@ -63,3 +64,18 @@ def test_codes_of_combinations() -> None:
     assert codes_of(axes, {"a": 1, "x": 3}) is None
     assert codes_of(axes, {"a": 1, "x": 3, "y": 2}) is None
     assert codes_of(axes, {"a": 1, "x": 1, "y": 2, "z": 0}) is None
+
+
+def test_constraints_over_values_of_several_kinds() -> None:
+    """Where values cannot be compared by column they are one by one, with the same result."""
+    grid = ParameterGrid("g").add_parameter("a", [None, 1, "x", 2])
+    grid.add_parameter("b", [1, 2]).where("a == b or a == null")
+    assert list(grid) == [
+        {"a": None, "b": 1},
+        {"a": None, "b": 2},
+        {"a": 1, "b": 1},
+        {"a": 2, "b": 2},
+    ]
+    mixed = ParameterGrid("g").add_parameter("b", [1, 2])
+    mixed.add_parameter("a", [None, 1, "x", 2]).where("a == b")
+    assert [list(each.values()) for each in mixed] == [[1, 1], [2, 2]]

@@ -54,7 +54,6 @@ def test_what_becomes_of_values(value: object, expected: object) -> None:
         (2**2000, "too large"),
         (fractions.Fraction(10**400), "too large"),
         (1j, "complex"),
-        (np.bool_(True), "bool"),  # noqa: FBT003 - NumPy's own
     ],
 )
 def test_what_is_refused(value: object, reason: str) -> None:
@@ -113,3 +112,13 @@ def test_shown_is_short_and_on_one_line() -> None:
     """Messages hold no line breaks and no walls of text of the user's."""
     assert shown("a\nb") == "'a\\nb'"
     assert len(shown("a" * 1000)) == 60
+
+
+def test_scalars_of_arrays_are_numbers_and_arrays_are_refused() -> None:
+    """NumPy's numbers and truths become Python's; for an array the error says what to give."""
+    given = [np.float32(0.5), np.int64(3), np.bool_(True), np.array(2.5)]  # noqa: FBT003
+    found = plain(given, "p")
+    assert found == [0.5, 3, True, 2.5]
+    assert [type(value) for value in found] == [float, int, bool, float]
+    with pytest.raises(GridError, match=r"an array is no value: .*\.tolist\(\)"):
+        plain({"a": np.zeros(2)}, "p")

@@ -23,8 +23,12 @@ def test_plain_values_are_written_as_they_are() -> None:
 def test_an_experiment_of_which_nothing_is_known_has_all_keys() -> None:
     """What is not known is None, not absent."""
     found = record_object(
-        ExperimentRecord(experiment_name="a", identity="b", parameters={})
+        ExperimentRecord(experiment_name="a", identity="b", parameters={}), "/search"
     )
     assert found["usage"] == dict.fromkeys(Usage.__dataclass_fields__)
     assert found["status"] == "missing"
+    ran = ExperimentRecord(
+        experiment_name="a", identity="b", parameters={}, job_id="/search/a/a.1"
+    )
+    assert record_object(ran, "/search")["job_id"] == "./a/a.1"
     assert found["job_id"] is found["started_at"] is found["ended_at"] is None

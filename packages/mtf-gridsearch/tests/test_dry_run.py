@@ -190,6 +190,9 @@ def test_a_search_that_decides_as_it_goes(
             assert records == {}
             return ()
 
+        def doubts(self) -> Sequence[str]:
+            return ()
+
     later = Later(ParameterGridSearch({"experiment_name": "sweep"}))
     told = tell(tmp_path, later, Telling())
     assert f"{shown} experiments, chosen as it runs" in str(told)

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ from mtf_gridsearch.errors import (
 from mtf_gridsearch.executor import ExecutionMode, GridSearchExecutor, GridSearchResult
 from mtf_gridsearch.grid import ParameterGrid
 from mtf_gridsearch.journal import read_records
+from mtf_gridsearch.launcher import Experiment, Submission
 from mtf_gridsearch.local.launcher import LocalLauncher
+from mtf_gridsearch.metrics_file import METRICS_NAME, read_curves
 from mtf_gridsearch.naming import NamingStrategy
 from mtf_gridsearch.records import Status
 from mtf_gridsearch.search import ParameterGridSearch
@@ -66,6 +69,13 @@ elif kind == "reports":
     if n:
         wait("go")
 open(os.path.join(root, f"done{n}"), "w").close()
+"""
+
+REPORTING = """
+import sys
+from mtf_gridsearch.report import report
+report({})
+sys.exit({})
 """
 
 
@@ -201,6 +211,167 @@ def test_another_base_never_mixes(place: Place, tmp_path: Path) -> None:
     second = place.run(2, kind="odd_fails", new=True, **options)
     assert second.folder != first.folder
     assert place.run(2, kind="odd_fails", **options).folder == second.folder
+
+
+def left_running(place: Place) -> None:
+    """Start two experiments, and leave them to themselves."""
+
+    def act(_: Progress) -> None:
+        if sum(place.runs().values()) == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        place.run(1, 2, kind="gate", view=Acting(act), mode="slurm")
+
+
+def test_a_folder_may_be_moved(place: Place, tmp_path: Path) -> None:
+    """Where nothing runs, results, failures and what is missing are found at its new place."""
+    place.run(1, 2, kind="odd_fails")
+    before = {r.identity: r for r in read_records(place.folder).values()}
+    place.folder.rename(tmp_path / "elsewhere")
+    place.folder = tmp_path / "elsewhere"
+    for record in read_records(place.folder).values():
+        assert record.metrics == before[record.identity].metrics
+        assert record.job_id is not None
+        assert Path(f"{record.job_id}.out").parent.parent == place.folder
+    (place.folder / "mended").touch()
+    result = place.run(1, 2, 3, kind="odd_fails")
+    assert place.run(1, 2, 3, kind="odd_fails", only="failed").is_complete
+    assert place.runs() == {1: 2, 2: 1, 3: 1}
+    assert result.folder == tmp_path / "elsewhere"
+
+
+def test_what_runs_is_found_in_a_folder_that_was_moved(
+    place: Place, tmp_path: Path
+) -> None:
+    """The runners note the ends where the folder is now, and nothing is run again."""
+    left_running(place)
+    moved = place.folder.rename(tmp_path / "elsewhere")
+    place.folder.mkdir()
+    place.go()
+    result = place.run(1, 2, kind="gate", folder=moved)
+    assert result.is_complete
+    assert {record.attempts for record in result.records.values()} == {1}
+
+
+def test_a_copy_of_what_runs_is_refused(place: Place, tmp_path: Path) -> None:
+    """Experiments that run where a folder was copied from are not run in the copy too."""
+    left_running(place)
+    copy = shutil.copytree(place.folder, tmp_path / "copy")
+    for _ in range(2):
+        with pytest.raises(SearchBusyError, match=r"a copy, made before 2 .* delete "):
+            place.run(1, 2, kind="gate", folder=copy)
+    place.go()
+    assert place.run(1, 2, kind="gate").is_complete
+    assert place.runs() == {1: 1, 2: 1}
+
+    (copy / "go").touch()  # whoever knows that the other is gone says so
+    (copy / ".lock").unlink()
+    assert place.run(1, 2, kind="gate", folder=copy).is_complete
+
+
+def test_a_copy_of_what_is_held_is_refused(place: Place, tmp_path: Path) -> None:
+    """Between two experiments nothing runs, but their executor does."""
+    copy = tmp_path / "copy"
+    errors: list[str] = []
+
+    def act(progress: Progress) -> None:
+        if progress.ended and not errors:
+            shutil.copytree(place.folder, copy)
+            with pytest.raises(SearchBusyError) as caught:
+                place.run(1, 2, folder=copy)
+            errors.append(str(caught.value))
+
+    assert place.run(1, 2, max_running=1, view=Acting(act)).is_complete
+    assert f"process {os.getpid()} runs the search that was copied" in errors[0]
+
+
+def test_a_copy_of_what_has_ended_is_a_search_of_its_own(
+    place: Place, tmp_path: Path
+) -> None:
+    """Nothing can be run twice by it, so it goes on, and leaves the other alone."""
+    place.run(1)
+    copy = shutil.copytree(place.folder, tmp_path / "copy")
+    assert place.run(1, 2, folder=copy).is_complete
+    assert place.statuses() == {1: "succeeded"}
+
+
+def test_what_a_failed_attempt_reported_counts_no_more(place: Place) -> None:
+    """An attempt after a failure has a curve of its own, whatever it reports, and when."""
+    place.script.write_text(REPORTING.format("1, loss=0.25, old=1", "1"), "utf-8")
+    assert not place.run(1).is_complete
+    (record,) = read_records(place.folder).values()
+    assert set(record.metrics) == {"loss", "old"}
+    place.script.write_text(REPORTING.format("5, loss=0.5", "0"), "utf-8")
+    (record,) = place.run(1, only="failed").records.values()
+    assert set(record.metrics) == {"loss"}
+    assert (record.metrics["loss"].min, record.attempts) == (0.5, 2)
+    curves = read_curves(place.folder / record.experiment_name / METRICS_NAME)
+    assert curves["loss"] == [(1, 0.25), (5, 0.5)]  # which failed is not in the file
+
+
+def test_what_a_grid_lost_need_not_run(place: Place) -> None:
+    """Experiments that are no longer in the grid are counted apart; failures still count."""
+    executor = place.executor(view=Acting(lambda _: signal.raise_signal(signal.SIGINT)))
+    with pytest.raises(KeyboardInterrupt):
+        executor.execute_grid_search({**BASE, "kind": "odd_fails"}, grid(2, 4, 6, 1))
+    assert not place.run(1, 2, 4, 6, kind="odd_fails").is_complete
+    (place.folder / "mended").touch()
+    place.run(2, 3, 8, kind="odd_fails", mode="dry_run")
+    longer = place.run(2, 8, kind="odd_fails")
+    assert longer.counts == {Status.SUCCEEDED: 2}
+    assert longer.counts_dropped == {Status.SUCCEEDED: 2, Status.FAILED: 1}
+    assert not longer.is_complete
+    assert place.run(1, kind="odd_fails", only="failed").is_complete
+
+
+def test_what_a_grid_lost_before_it_ran_is_no_failure(place: Place) -> None:
+    """A grid that was shrunk is complete when all that is in it has ended."""
+
+    def act(_: Progress) -> None:
+        if place.runs() and not view.notes:
+            signal.raise_signal(signal.SIGINT)
+
+    view = Acting(act)
+    with pytest.raises(KeyboardInterrupt):
+        place.run(1, 2, 3, kind="gate", max_running=1, view=view)
+    place.go()
+    totals: list[int | None] = []
+    view = Acting(lambda progress: totals.append(progress.total))
+    shrunk = place.run(2, kind="gate", view=view)
+    assert (shrunk.is_complete, shrunk.counts) == (True, {Status.SUCCEEDED: 1})
+    assert shrunk.counts_dropped == {Status.CANCELLED: 1, Status.MISSING: 1}
+    assert set(totals) == {1}
+    assert place.run(1, 2, 3, kind="gate").counts == {Status.SUCCEEDED: 3}
+
+
+def test_another_entry_point_never_mixes(place: Place, tmp_path: Path) -> None:
+    """A folder is refused to another script; one that was moved is the same."""
+    place.run(1)
+    other = tmp_path / "other.py"
+    other.write_text(SCRIPT, "utf-8")
+    for mode in ("local", "dry_run"):
+        with pytest.raises(
+            SearchMismatchError, match=r"runs .*train\.py, not .*other\.py"
+        ):
+            place.run(1, 2, launcher=LocalLauncher(other), mode=mode)
+    assert place.runs() == {1: 1}
+    (tmp_path / "link.py").symlink_to(place.script)
+    place.run(1, 2, launcher=LocalLauncher(tmp_path / "link.py"))
+    (tmp_path / "link.py").unlink()
+    (tmp_path / "moved").mkdir()
+    place.script = place.script.rename(tmp_path / "moved" / "link.py")
+    assert place.run(1, 2, 3).is_complete
+    assert place.runs() == {1: 1, 2: 1, 3: 1}
+
+
+def test_a_search_that_is_given_stays_as_it_is(place: Place) -> None:
+    """Grids that are given with it are run, and not added to it."""
+    search = ParameterGridSearch(BASE).add_grid(grid(1))
+    for _ in range(2):
+        result = place.executor().execute_grid_search(search, [grid(2)])
+        assert len(result.records) == 2
+    assert len(search.grids) == 1
 
 
 def test_the_next_starts_as_soon_as_a_place_is_free(place: Place) -> None:
@@ -456,6 +627,8 @@ def test_a_summary_that_cannot_be_written_is_told_of(place: Place) -> None:
         ({"retry": {"succeeded": 1}}, "'succeeded' is none of"),
         ({"retry": {"failed": -1}}, "negative"),
         ({"max_running": 0}, "max_running"),
+        ({"unknown_grace_s": -1}, "seconds"),
+        ({"patience_s": float("nan")}, "seconds"),
     ],
 )
 def test_bad_arguments_are_refused(options: dict[str, Any], said: str) -> None:
@@ -469,3 +642,40 @@ def test_an_unknown_mode_is_refused(place: Place) -> None:
     with pytest.raises(ValueError, match="moon"):
         place.run(1, mode="moon")
     assert not place.folder.exists()
+
+
+def test_what_could_not_be_started_is_started_by_the_next_run(place: Place) -> None:
+    """A refusal of the launcher is no failure; it is told of, and the same command goes on."""
+
+    class Refusing(LocalLauncher):
+        def submit(
+            self, experiments: Sequence[Experiment], *, folder: Path
+        ) -> list[Submission]:
+            del folder
+            names = [experiment.experiment_name for experiment in experiments]
+            return [Submission(experiment_name=n, error="disk full") for n in names]
+
+    view = Acting()
+    result = place.run(1, 2, launcher=Refusing(place.script), view=view)
+    assert not result.is_complete
+    assert set(place.statuses().values()) == {"missing"}
+    assert {r.reason for r in result.records.values()} == {
+        "could not be started: disk full"
+    }
+    assert view.notes[-1].startswith("2 could not be started; the same command")
+    assert place.run(1, 2).is_complete
+    assert place.runs() == {1: 1, 2: 1}
+
+
+def test_equal_configs_are_told_of_before_they_run(place: Place) -> None:
+    """Both are named, in a run and in a dry run, and both are run."""
+    kinds = ParameterGrid("k").add_parameter("kind", ["plain"])
+    for mode in ("dry_run", "local"):
+        view = Acting()
+        result = place.executor(view=view).execute_grid_search(
+            BASE, [grid(0), kinds], mode
+        )
+        note = next(n for n in view.notes if "The same config is run 2 times" in n)
+        assert "(n=0) and " in note
+        assert "(kind='plain')" in note
+    assert result.counts == {Status.SUCCEEDED: 2}

@@ -188,3 +188,31 @@ def test_arithmetic_is_pythons(left: str, op: str, right: str) -> None:
             parse(text).evaluate(values)
     else:
         assert parse(text).evaluate(values) is expected
+
+
+def test_keys_in_backticks() -> None:
+    """A key with a dash, a digit first or a word of Python is named; text keeps its own."""
+    values = {"data.batch-size": 32, "class": "`a`", "2d.x": True, "true": 3}
+    expression = parse("`data.batch-size` <= 64 and `class` == '`a`' and `2d.x` == true")
+    assert expression.names == ("data.batch-size", "class", "2d.x")
+    assert expression.evaluate(values)
+    assert parse("`true` == 3").evaluate(values)
+    assert not parse('`class` == "it\'s `b`"').evaluate(values)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("batch-size of == 1", "stands in backticks"),
+        ("model.class == 1", "stands in backticks"),
+        ("`a b` == 1", "is no key"),
+        ("`a == 1", "cannot be read"),
+        ("`a`.b == 1", "put the whole key in backticks"),
+        ("f(`a-b`)", r"f\(`a-b`\)"),
+        ("a" + ".b()" * 240, "too deep|not taken|cannot be read"),
+    ],
+)
+def test_what_backticks_do_not_mend(text: str, reason: str) -> None:
+    """Errors speak of keys as they were written; depth is an error like any other."""
+    with pytest.raises(ExpressionError, match=reason):
+        parse(text)

@@ -559,3 +559,15 @@ def test_known_sample() -> None:
     grid = ParameterGrid("g").add_parameter("a", list(range(1000)))
     assert [c["a"] for c in grid.sample(5, seed=0)] == [864, 394, 776, 911, 430]
     assert sys.maxsize > len(grid)
+
+
+def test_arrays_and_dashes_are_told_how_to_be_written() -> None:
+    """An array of values becomes a list, and a key with a dash stands in backticks."""
+    numpy = pytest.importorskip("numpy")
+    with pytest.raises(GridError, match=r"\.tolist\(\) makes one"):
+        ParameterGrid("g").add_parameter("lr", numpy.zeros(2))
+    grid = ParameterGrid("g").add_parameter("batch-size", list(numpy.arange(1, 4)))
+    with pytest.raises(GridError, match="write batch-size in backticks"):
+        grid.where("batch-size <= 2")
+    assert list(grid.where("`batch-size` <= 2")) == [{"batch-size": 1}, {"batch-size": 2}]
+    assert ParameterGrid.from_plain(grid.to_plain())[1] == {"batch-size": 2}

@@ -272,3 +272,32 @@ def test_lines_are_on_disk_when_a_method_returns(
         journal.submitted({"a": "a.1"})
     assert len(sizes) == 2
     assert sizes[-1] == (tmp_path / JOURNAL_NAME).stat().st_size
+
+
+def test_jobs_are_found_where_the_folder_is(tmp_path: Path) -> None:
+    """What of an id is the folder's path is not written, so a moved folder knows its jobs."""
+    folder = tmp_path / "one"
+    folder.mkdir()
+    ids = {"a": f"{folder}/a/a.1", "b": "4711", "c": "./c", "d": f"{folder}x/d"}
+    with opened(folder) as journal:
+        journal.planned([experiment(name) for name in ids])
+        journal.submitted(ids)
+        ended(journal, "a", Status.SUCCEEDED)
+        assert {n: r.job_id for n, r in journal.records.items()} == ids
+    assert f'"{folder}/' not in (folder / JOURNAL_NAME).read_text("utf-8")
+    assert {n: r.job_id for n, r in read_records(folder).items()} == ids
+    moved = folder.rename(tmp_path / "two")
+    found = {n: r.job_id for n, r in read_records(moved).items()}
+    assert found == {**ids, "a": f"{moved}/a/a.1"}
+
+
+def test_attempts_that_failed_are_remembered(tmp_path: Path) -> None:
+    """Those that were interrupted are not among them, nor is the last one."""
+    with opened(tmp_path) as journal:
+        journal.planned([experiment("a")])
+        for number, status in enumerate(
+            (Status.FAILED, Status.PREEMPTED, Status.FAILED, Status.FAILED)
+        ):
+            journal.submitted({"a": f"a.{number}"})
+            ended(journal, "a", status)
+    assert read_records(tmp_path)["a"].failed_jobs == ("a.0", "a.2")

@@ -138,10 +138,12 @@ def test_summary() -> None:
 
 
 def test_summary_of_what_is_no_number() -> None:
-    """NaN is neither least nor greatest, unless there is nothing else."""
+    """NaN and infinity are neither least nor greatest, unless there is nothing else."""
     found = summarise({"a": [(1, math.nan), (2, 4.0), (3, math.nan)]})["a"]
     assert math.isnan(found.last)
     assert (found.min, found.max, found.min_step, found.max_step) == (4.0, 4.0, 2, 2)
+    found = summarise({"a": [(1, math.inf), (2, 4.0), (3, -math.inf), (4, 3.0)]})["a"]
+    assert (found.min, found.max, found.last) == (3.0, 4.0, 3.0)
     found = summarise({"a": [(1, math.nan), (2, math.nan)]})["a"]
     assert math.isnan(found.min)
     assert (found.min_step, found.max_step, found.last_step) == (1, 1, 2)
@@ -167,3 +169,11 @@ def test_in_whatever_pieces(
     points = reader.curves["a"]
     assert [s for s, _ in points] == sorted({s for s, _ in points})
     assert points[-1] == (steps[-1], len(steps) - 1)
+
+
+def test_attempts_that_failed_may_be_left_out(path: Path) -> None:
+    """Their lines count for nobody; what others reported is one curve."""
+    for job, step in (("a.1", 1), ("a.2", 1), ("a.2", 2), ("a.3", 3), ("a.3", 4)):
+        add(path, f'{{"step": {step}, "loss": {step}, "{job}": 0, "job": "{job}"}}\n')
+    found = read_curves(path, ["/search/a/a.1", "a.2"])
+    assert found == {"loss": [(3, 3.0), (4, 4.0)], "a.3": [(3, 0.0), (4, 0.0)]}

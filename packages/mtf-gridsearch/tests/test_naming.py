@@ -276,3 +276,13 @@ def test_abbreviations_collide_with_nothing(keys: set[str]) -> None:
     assert set(short) == keys
     assert len(set(short.values())) == len(keys)
     assert all(text not in keys or text == key for key, text in short.items())
+
+
+def test_a_counted_name_holds_no_parameters_whatever_its_base() -> None:
+    """A base that looks like parameters is not read as some."""
+    name = ExperimentNaming.generate_name(
+        "a__b-1", {"x": 1}, NamingStrategy.SEQUENTIAL, number=1
+    )
+    assert name == "a_x5F_b-1_0001"
+    with pytest.raises(NamingError, match="does not hold its parameters"):
+        ExperimentNaming.parse_experiment_name(name)

@@ -195,21 +195,30 @@ def test_a_mean_says_what_is_not_in_it() -> None:
     found = MIXED.statistics("loss")
     assert found.mean == pytest.approx((0.4 + 0.2 + 0.8) / 3)
     assert found.std == pytest.approx(0.305505, abs=1e-6)
-    assert found.num_used == 3
+    assert (found.num_used, found.num_stopped) == (3, 1)
     assert str(found) == (
         "loss: 0.466667 ± 0.31 over 3 of 7 "
-        "(without 1 failed, 1 missing, 1 not a number, 1 not reported)"
+        "(1 of them stopped early; without 1 failed, 1 missing, 1 not a number, 1 not reported)"
     )
     assert MIXED.statistics("loss", "max", at="best").mean == pytest.approx(2.2 / 3)
 
 
-def test_a_mean_of_one_or_of_infinite_values_has_no_spread() -> None:
-    """Neither is an error, and neither is hidden."""
+def test_a_mean_of_one_has_no_spread() -> None:
+    """A single value is no error."""
     one = results(record("a", loss=(1.0,)))
     assert str(one.statistics("loss")) == "loss: 1 over 1 of 1"
-    endless = results(record("a", loss=(math.inf,)), record("b", loss=(1.0,)))
-    assert endless.statistics("loss").mean == math.inf
-    assert endless.statistics("loss").std is None
+    assert one.statistics("loss").std is None
+
+
+@pytest.mark.parametrize(("mode", "endless"), [("min", -math.inf), ("max", math.inf)])
+def test_what_is_infinite_is_never_best(mode: Any, endless: float) -> None:
+    """It has no rank and is in no mean, and is counted, for both modes."""
+    found = results(record("a", loss=(endless,)), record("b", loss=(1.0,)))
+    assert names(found.top(2, "loss", mode)) == ["b"]
+    assert names(found.pareto({"loss": mode})) == ["b"]
+    assert str(found.statistics("loss")) == "loss: 1 over 1 of 2 (without 1 infinite)"
+    with pytest.raises(ResultsError, match="without a result: 1 infinite"):
+        results(record("a", loss=(endless,))).best("loss", mode)
 
 
 def test_a_metric_that_nobody_has_is_refused_with_the_nearest_name() -> None:
@@ -218,9 +227,13 @@ def test_a_metric_that_nobody_has_is_refused_with_the_nearest_name() -> None:
         MIXED.best("los", "min")
     assert str(caught.value) == (
         "search: no experiment has a result for the metric 'los'; did you mean loss? "
-        "(7 experiments: 1 missing, 1 stopped, 4 succeeded, 1 failed; metrics: loss, acc)"
+        "(7 experiments: 1 missing, 1 stopped, 4 succeeded, 1 failed; without a result: 1 failed, "
+        "1 missing, 5 not reported; metrics: loss, acc)"
     )
-    with pytest.raises(ResultsError, match=r"0 experiments: none planned; metrics: none"):
+    with pytest.raises(
+        ResultsError,
+        match=r"0 experiments: none planned; without a result: none; metrics: none",
+    ):
         results().statistics("loss")
 
 
@@ -301,6 +314,7 @@ def test_the_summary_is_the_documented_one(journaled: Callable[..., Path]) -> No
                 "mean": 0.25,
                 "std": None,
                 "num_used": 1,
+                "num_stopped": 0,
                 "left_out": {"failed": 1, "missing": 1},
             }
         },
@@ -355,7 +369,8 @@ def test_a_summary_with_numbers_that_json_lacks_is_strict_json(tmp_path: Path) -
     found = json.loads(text, parse_constant=refuse)
     assert found["experiments"][0]["parameters"] == {"cap": "Infinity"}
     assert found["experiments"][0]["metrics"]["nan"]["last"] == "NaN"
-    assert found["statistics"]["loss"]["mean"] == "-Infinity"
+    assert found["experiments"][0]["metrics"]["loss"]["min"] == "-Infinity"
+    assert found["statistics"]["loss"]["left_out"] == {"infinite": 1}
     assert found["statistics"]["nan"]["left_out"] == {"not a number": 1}
     assert found == search.to_plain()
 

@@ -299,3 +299,21 @@ def test_light_import() -> None:
         env={"PYTHONPATH": ":".join(sys.path)},
     )
     assert done.stdout.strip() == "set()"
+
+
+def test_equal_configs_are_told() -> None:
+    """Different parameters that make one config are named, equal values of two kinds too."""
+
+    class Config(BaseModel):
+        experiment_name: str = "a"
+        lr: float = 0.1
+        depth: int = 1
+
+    for base in (Config(), {"experiment_name": "a", "lr": 0.1, "depth": 1}):
+        search: ParameterGridSearch[Any] = ParameterGridSearch(base)
+        search.add_grid(ParameterGrid("lrs").add_parameter("lr", [0.1, 0.2]))
+        assert search.duplicates() == []
+        search.add_grid(ParameterGrid("depths").add_parameter("depth", [1, 2]))
+        (group,) = search.duplicates()
+        assert [e.parameters for e in group] == [{"lr": 0.1}, {"depth": 1}]
+        assert len({e.experiment_name for e in group}) == 2

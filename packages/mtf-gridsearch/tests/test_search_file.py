@@ -170,3 +170,18 @@ def test_full_disk_leaves_the_old_file(
     with pytest.raises(OSError, match="No space"):
         search_file.write(path, search.add_grid(whole_grid()))
     assert path.read_bytes() == before
+
+
+def test_what_a_bayesian_search_lacks(tmp_path: Path) -> None:
+    """Without a base or a grid the error says what to write."""
+    pytest.importorskip("optuna")
+    path = tmp_path / "s.yaml"
+    section = "bayesian: {metric: loss, mode: min, num_trials: 2}\nname: a\n"
+    path.write_text(section, "utf-8")
+    with pytest.raises(GridError, match="no base config"):
+        search_file.read(path).bayesian_search()
+    with pytest.raises(GridError, match="no grid"):
+        search_file.read(path).bayesian_search({"lr": 1})
+    path.write_text(section + "entry_point: 3\n", "utf-8")
+    with pytest.raises(GridError, match="entry_point: 3 is not text"):
+        search_file.read(path)

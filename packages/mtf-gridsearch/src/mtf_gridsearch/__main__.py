@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtf_gridsearch.errors import GridSearchError
+from mtf_gridsearch.errors import GridSearchError, LauncherError
 
 if TYPE_CHECKING:
     from mtf_gridsearch.executor import GridSearchResult
+    from mtf_gridsearch.records import Status
 
 __all__ = ["main"]
 
@@ -87,18 +88,31 @@ def _add_metric(command: argparse.ArgumentParser, *, required: bool) -> None:
 def _run(options: argparse.Namespace) -> int:
     from mtf_gridsearch import _yaml, search_file  # noqa: PLC0415 -- only where used
     from mtf_gridsearch._live import SilentView  # noqa: PLC0415
+    from mtf_gridsearch._supply import GridSearch, Search  # noqa: PLC0415
     from mtf_gridsearch.executor import GridSearchExecutor  # noqa: PLC0415
 
     base = None if options.base is None else _yaml.load(options.base)
-    search = search_file.read(options.search).search(base)
+    definition = search_file.read(options.search)
+    search: Search
+    if definition.bayesian is not None:
+        search = definition.bayesian_search(base, only=options.only)
+    else:
+        rule = definition.early_stopping
+        search = GridSearch(definition.search(base), only=options.only, rule=rule)
+    entry_point = (
+        options.entry_point
+        or definition.entry_point
+        or search.to_plain()["base"].get("entry_point")
+    )
     executor = GridSearchExecutor(
-        _launcher(options, search.to_plain()["base"]),
+        _launcher(options, entry_point),
         experiments_dir=options.experiments,
         folder=options.folder,
         new=options.new,
+        early_stopping=definition.early_stopping,
         view=SilentView() if options.mode == "dry_run" else None,
     )
-    result = executor.execute_grid_search(search, (), options.mode, only=options.only)
+    result = executor.execute(search, options.mode)
     if result.dry_run is not None:
         sys.stdout.write(f"{result.dry_run}\n")
         return 0
@@ -106,13 +120,22 @@ def _run(options: argparse.Namespace) -> int:
     return 0 if result.is_complete else 1
 
 
-def _launcher(options: argparse.Namespace, base: dict[str, Any]) -> Any:
-    """Return the launcher that the options describe; None if nothing says what to run."""
+def _launcher(options: argparse.Namespace, entry_point: Any) -> Any:
+    """Return the launcher that the options describe; None if nothing says what to run.
+
+    Raises:
+        LauncherError: If nothing does, and there is something to run.
+    """
     from mtf_gridsearch.local.launcher import LocalLauncher  # noqa: PLC0415
 
-    entry_point = options.entry_point or base.get("entry_point")
     if not isinstance(entry_point, str):
-        return None
+        if options.mode == "dry_run":
+            return None
+        message = (
+            f"nothing says what to run: give --entry-point train.py (or package.module:"
+            f"function), or write `entry_point: train.py` into {options.search}"
+        )
+        raise LauncherError(message)
     return LocalLauncher(
         entry_point,
         max_running=options.max_running,
@@ -123,8 +146,14 @@ def _launcher(options: argparse.Namespace, base: dict[str, Any]) -> Any:
 
 
 def _say(result: GridSearchResult) -> None:
-    counts = ", ".join(f"{n} {status}" for status, n in sorted(result.counts.items()))
+    counts = _counted(result.counts)
+    if result.dropped:
+        counts += f"; no longer in the grid: {_counted(result.counts_dropped)}"
     sys.stdout.write(f"{result.folder}: {counts}\n")
+
+
+def _counted(counts: Mapping[Status, int]) -> str:
+    return ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
 
 
 def _results(options: argparse.Namespace) -> int:

@@ -112,7 +112,8 @@ def _values(values: Any, place: str) -> list[Any]:
     if isinstance(values, str) or not isinstance(values, Sequence):
         if isinstance(values, Distribution):
             raise GridError(place, "a linked parameter has listed values")
-        message = f"give a list of values, as in [0.1, 0.2], not {shown(values)}"
+        hint = ": .tolist() makes one" if hasattr(values, "tolist") else ""
+        message = f"give a list of values, as in [0.1, 0.2], not {shown(values)}{hint}"
         raise GridError(place, message)
     if not values:
         raise GridError(place, "has no values: give at least one")

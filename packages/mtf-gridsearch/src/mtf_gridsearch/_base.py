@@ -2,15 +2,19 @@
 
 A mapping is its own schema: its keys, at every level, are the ones there are, and a value
 keeps its kind (number, truth, text, list, mapping; null goes with all). A pydantic model
-is validated as a whole by its own class; a key that its schema would ignore is unknown.
+is validated as a whole by its own class, values as it would take them from JSON; a key that
+its schema would ignore is unknown.
+
+A mapping that is set takes the place of the base's, and is never merged with it. One that
+would change by this what it does not name is refused: it lacks keys of a mapping, or would
+give fields of the same section their defaults. A section of another type is all its own.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import types
-import typing
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,6 +22,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from mtf_gridsearch._plain import nearest, plain, shown
+from mtf_gridsearch._schema import below, fields, schema_keys, unknown_inside
 from mtf_gridsearch.errors import GridError
 
 __all__ = ["Base", "Fault", "UnfitError", "base_of"]
@@ -121,6 +126,17 @@ class _MappingBase(Base):
                     yield f"{key}.{part}", f"the base config has no such key{hint}"
                 else:
                     yield from self._unlike(known[part], inner, f"{key}.{part}")
+            # One that was misspelt is told of above.
+            for part in (
+                known.keys() - value.keys() if value.keys() <= known.keys() else ()
+            ):
+                yield _left_out(f"{key}.{part}", shown(known[part]), "be lost")
+
+
+def _left_out(key: str, value: str, fate: str) -> Fault:
+    section = key.rpartition(".")[0]
+    reason = f"{value} of the base config would {fate}, for {section} replaces it whole"
+    return key, f"{reason}: name all in {section}, or set {section}.<key> alone"
 
 
 def _kind(value: Any) -> str:
@@ -161,7 +177,7 @@ class _ModelBase(Base):
         changes: _Changes = {}
         for key, value in parameters.items():
             if unknown := self._unknown(key, value):
-                hint = nearest(unknown, _schema_keys(type(self._config)))
+                hint = nearest(unknown, schema_keys(type(self._config)))
                 faults.append((unknown, f"the schema has no such key{hint}"))
             *above, last = key.split(".")
             section = changes
@@ -172,27 +188,54 @@ class _ModelBase(Base):
             raise UnfitError(faults)
         if NAME in type(self._config).model_fields:
             changes[NAME] = _Leaf(name)
-        config = self._config if self._is_frozen else copy.deepcopy(self._config)
-        values = _changed(config, changes)
         try:
-            return type(self._config).model_validate(values, by_alias=True, by_name=True)
+            result = self._validated(changes)
         except ValidationError as error:
             raise UnfitError([_fault(e, parameters) for e in error.errors()]) from None
         except Exception as error:  # noqa: BLE001 - a validator of the user's may raise any
             raise UnfitError([("", f"{type(error).__name__}: {error}")]) from None
+        for key, value in parameters.items():
+            old, new = (_at(config, key) for config in (self._config, result))
+            faults += _fallen_back(old, new, value, key)
+        if faults:
+            raise UnfitError(faults)
+        return result
+
+    def _validated(self, changes: _Changes) -> BaseModel:
+        """Return the base with *changes*, as Python or else as JSON.
+
+        A strict model takes the plain form of an enumeration, a tuple or a path from JSON
+        alone.
+        """
+        kind = type(self._config)
+        config = self._config if self._is_frozen else copy.deepcopy(self._config)
+        try:
+            values = _changed(config, changes)
+            return kind.model_validate(values, by_alias=True, by_name=True)
+        except ValidationError as error:
+            try:
+                values = _changed(self._config.model_dump(mode="json"), changes)
+                text = json.dumps(values)
+                return kind.model_validate_json(text, by_alias=True, by_name=True)
+            except ValidationError as other:
+                raise (
+                    other if other.error_count() <= error.error_count() else error
+                ) from None
+            except Exception:  # noqa: BLE001 - what has no such form, as above
+                raise error from None
 
     def _unknown(self, key: str, value: Any) -> str:
         """Return the key, perhaps one inside *value*, that the schema lacks; or ``""``."""
         kinds, current = {type(self._config)}, self._config
         for part in key.split("."):
-            found = _below(kinds, part)
+            found = below(kinds, part)
             if found is None:
                 return ""
             if not found:
                 return key
             current = _get(current, part)
             kinds = found | ({type(current)} if current is not None else set())
-        return _unknown_inside(kinds, value, key)
+        return unknown_inside(kinds, value, key)
 
 
 def _written_form(config: BaseModel) -> bool:
@@ -205,7 +248,12 @@ def _written_form(config: BaseModel) -> bool:
     for by_alias in (True, False):
         try:
             values = config.model_dump(mode="json", by_alias=by_alias)
-            back = type(config).model_validate(values)
+        except Exception as error:  # noqa: BLE001 - whatever a model of the user's raises
+            lost = lost or f"{type(error).__name__}: {error}"
+            continue
+        plain(values, "base config")
+        try:
+            back = _read_back(type(config), values)
         except Exception as error:  # noqa: BLE001 - whatever a model of the user's raises
             lost = lost or f"{type(error).__name__}: {error}"
             continue
@@ -220,6 +268,26 @@ def _written_form(config: BaseModel) -> bool:
         "would get other values: leave out secrets, excluded fields and custom serializers"
     )
     raise GridError(place, reason)
+
+
+def _read_back(kind: type[BaseModel], values: dict[str, Any]) -> BaseModel:
+    try:
+        return kind.model_validate(values)
+    except ValidationError:
+        return kind.model_validate_json(json.dumps(values))
+
+
+def _fallen_back(old: Any, new: Any, value: Any, key: str) -> Iterator[Fault]:
+    """Yield fields that *value* does not name, and that it changes all the same."""
+    if not isinstance(value, dict) or type(old) is not type(new):
+        return
+    for name in fields(type(old)):
+        before, after = getattr(old, name), getattr(new, name)
+        if name in value:
+            yield from _fallen_back(before, after, value[name], f"{key}.{name}")
+        elif before != after:
+            fate = f"become {shown(after)}"
+            yield _left_out(f"{key}.{name}", shown(before), fate)
 
 
 class _Leaf:
@@ -237,117 +305,32 @@ _Changes = dict[str, Any]
 def _changed(value: Any, changes: _Changes) -> dict[str, Any]:
     """Return the fields of *value* by name, changed; sections left alone stay objects."""
     if isinstance(value, BaseModel):
-        fields = {name: getattr(value, name) for name in type(value).model_fields}
-        fields.update(value.model_extra or {})
+        known = {name: getattr(value, name) for name in type(value).model_fields}
+        known.update(value.model_extra or {})
     elif isinstance(value, Mapping):
-        fields = dict(value)
+        known = dict(value)
     elif dataclasses.is_dataclass(value):
-        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        known = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     else:
-        fields = {}
+        known = {}
     for part, change in changes.items():
         if isinstance(change, _Leaf):
-            fields[part] = copy.deepcopy(change.value)
+            known[part] = copy.deepcopy(change.value)
         else:
-            fields[part] = _changed(fields.get(part), change)
-    return fields
+            known[part] = _changed(known.get(part), change)
+    return known
+
+
+def _at(value: Any, key: str) -> Any:
+    for part in key.split("."):
+        value = _get(value, part)
+    return value
 
 
 def _get(value: Any, part: str) -> Any:
     if isinstance(value, Mapping):
         return value.get(part)
     return getattr(value, part, None)
-
-
-def _unknown_inside(kinds: set[Any], value: Any, key: str) -> str:
-    if isinstance(value, list):
-        elements = {
-            leaf
-            for kind in kinds
-            if typing.get_origin(kind) in (list, tuple, set, frozenset)
-            for argument in typing.get_args(kind)
-            for leaf in _leaves(argument)
-        }
-        for number, inner in enumerate(value if elements else ()):
-            if unknown := _unknown_inside(elements, inner, f"{key}.{number}"):
-                return unknown
-    if isinstance(value, dict):
-        for part, inner in value.items():
-            found = _below(kinds, part)
-            if found is None:
-                return ""
-            place = f"{key}.{part}"
-            if not found:
-                return place
-            if unknown := _unknown_inside(found, inner, place):
-                return unknown
-    return ""
-
-
-def _below(kinds: set[Any], part: str) -> set[Any] | None:
-    """Return the types that *part* may have in values of *kinds*.
-
-    Empty if none of them knows it; None if one of them takes any key.
-    """
-    found: set[Any] = set()
-    is_open = False
-    for kind in kinds:
-        fields = _fields(kind)
-        if part in fields:
-            found |= set(_leaves(fields[part]))
-        elif _takes_any(kind):
-            is_open = True
-            if arguments := typing.get_args(kind):
-                found |= set(_leaves(arguments[-1]))
-    return found if found or not is_open else None
-
-
-def _fields(kind: Any) -> Mapping[str, Any]:
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        return {name: field.annotation for name, field in kind.model_fields.items()}
-    if dataclasses.is_dataclass(kind):
-        return {field.name: Any for field in dataclasses.fields(kind)}
-    if _is_typed_dict(kind):
-        return dict.fromkeys(kind.__annotations__, Any)
-    return {}
-
-
-def _is_typed_dict(kind: Any) -> bool:
-    # That of typing_extensions is not known to `typing.is_typeddict`.
-    return hasattr(kind, "__required_keys__")
-
-
-def _takes_any(kind: Any) -> bool:
-    if kind is Any or kind is object:
-        return True
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        return kind.model_config.get("extra") == "allow"
-    origin = typing.get_origin(kind) or kind
-    is_mapping = isinstance(origin, type) and issubclass(origin, Mapping)
-    return is_mapping and not _is_typed_dict(kind)
-
-
-def _leaves(annotation: Any) -> Iterator[Any]:
-    """Yield the types that *annotation* is a union of."""
-    origin = typing.get_origin(annotation)
-    if origin is typing.Annotated:
-        yield from _leaves(typing.get_args(annotation)[0])
-    elif origin in (typing.Union, types.UnionType):
-        for argument in typing.get_args(annotation):
-            yield from _leaves(argument)
-    elif isinstance(annotation, typing.TypeVar):
-        yield Any
-    else:
-        value = getattr(annotation, "__value__", annotation)  # a `type X = ...` alias
-        yield from _leaves(value) if value is not annotation else [annotation]
-
-
-def _schema_keys(kind: Any, prefix: str = "", depth: int = 0) -> Iterator[str]:
-    for name, annotation in _fields(kind).items():
-        yield f"{prefix}{name}"
-        for leaf in _leaves(annotation):
-            if depth < 8:  # noqa: PLR2004 - a model may hold itself
-                yield from _schema_keys(leaf, f"{prefix}{name}.", depth + 1)
 
 
 def _fault(error: Any, parameters: Mapping[str, Any]) -> Fault:

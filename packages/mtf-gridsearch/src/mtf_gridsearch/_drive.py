@@ -11,16 +11,24 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mtf_gridsearch._progress import Progress, Running, View, is_settled
+from mtf_gridsearch._plain import nearest
+from mtf_gridsearch._progress import (
+    NOT_STARTED,
+    Progress,
+    Running,
+    Settings,
+    View,
+    is_settled,
+)
 from mtf_gridsearch.errors import LauncherError, SearchFolderError
 from mtf_gridsearch.journal import Journal
 from mtf_gridsearch.launcher import JobState, Launcher
-from mtf_gridsearch.metrics_file import CurveReader, summarise
+from mtf_gridsearch.metrics_file import METRICS_NAME, CurveReader, summarise
 from mtf_gridsearch.records import (
     ExperimentRecord,
     GridExperiment,
@@ -35,24 +43,6 @@ T = TypeVar("T")
 
 SLICE_S = 0.1  # a wait is cut into these, so that an interrupt is seen
 BATCH = 100  # most that are submitted before it is noted
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Settings:
-    """How a loop behaves.
-
-    Attributes:
-        max_running: How many may run at once, besides what the launcher allows.
-        retries: How often an experiment is started again in this run, by how it ended.
-        unknown_grace_s: How long a launcher may know nothing of a job before that counts
-            as its end, in seconds.
-        patience_s: How long a launcher that worked before may fail to answer, in seconds.
-    """
-
-    max_running: int | None = None
-    retries: Mapping[str, int] = field(default_factory=dict)
-    unknown_grace_s: float = 60.0
-    patience_s: float = 600.0
 
 
 class Drive:
@@ -87,6 +77,7 @@ class Drive:
         self._began_s = time.monotonic()
         self._launcher_failed_s: float | None = None
         self._launcher_worked = False
+        self._has_judged = self._has_doubted = False
         self._is_interrupted = False
 
     def interrupt(self) -> None:
@@ -137,7 +128,7 @@ class Drive:
         for name, record in self._journal.records.items():
             self._counts[record.status] += 1
             if record.job_id is not None and record.ended_at is None:
-                reader = CurveReader(self._folder / name / "metrics.jsonl")
+                reader = self._reader(name, record.failed_jobs)
                 self._watch(name, record.job_id, None, reader)
                 self._count(record.status, Status.RUNNING)
             elif record.status is not Status.MISSING:
@@ -179,10 +170,26 @@ class Drive:
             if record.status in {Status.FAILED, Status.TIMEOUT}:
                 self._failed_here.add(record.experiment_name)
             self._supply.tell(self._known(record.experiment_name))
+            self._doubt(record)
             self._retry(record, running)
         self._ended += len(records)
         self._has_ended.extend(records)
         return len(records)
+
+    def _doubt(self, record: ExperimentRecord) -> None:
+        """Say once that what is judged by is not what is reported."""
+        metric = self._supply.metric
+        if metric is None or self._has_judged or not record.metrics:
+            return
+        if metric not in record.metrics and not self._has_doubted:
+            self._has_doubted = True
+            hint = nearest(metric, record.metrics)
+            self._view.note(
+                f"Nothing is stopped early by {metric!r}, which was not reported: "
+                f"{record.experiment_name} reported {', '.join(record.metrics)}"
+                f"{hint if hint.startswith('; did') else ''}"
+            )
+        self._has_judged = metric in record.metrics
 
     def _is_lost(self, running: Running) -> bool:
         """Tell whether the launcher has known nothing of a job for too long."""
@@ -303,17 +310,15 @@ class Drive:
                 self._count(record.status, Status.RUNNING)
             else:
                 said = "the launcher said nothing of it" if entry is None else entry.error
-                refused.append(_refused(record, f"could not be started: {said}"))
-                self._count(record.status, Status.FAILED)
+                refused.append(replace(record, reason=f"{NOT_STARTED}: {said}"))
         self._journal.submitted(started)
         self._journal.ended(refused)
         for experiment in batch:
             name = experiment.experiment_name
             if job_id := started.get(name):
                 self._watch(name, job_id, experiment, readers[name])
-        for record in refused:
+        for record in refused:  # which are as they were, and the next run tries again
             self._supply.tell(record)
-        self._ended += len(refused)
         self._has_ended.extend(refused)
         return True
 
@@ -321,10 +326,17 @@ class Drive:
         """Write an experiment's config, and return what will read its metrics."""
         self._write_config(experiment)
         name = experiment.experiment_name
-        reader = CurveReader(self._folder / name / "metrics.jsonl")
-        if self._known(name).attempts:
+        record = self._known(name)
+        failed_jobs = record.failed_jobs
+        if record.status is Status.FAILED and record.job_id is not None:
+            failed_jobs += (record.job_id,)
+        reader = self._reader(name, failed_jobs)
+        if record.attempts:
             reader.read()  # what an earlier attempt reported is no reason to stop this one
         return reader
+
+    def _reader(self, name: str, failed_jobs: tuple[str, ...]) -> CurveReader:
+        return CurveReader(self._folder / name / METRICS_NAME, failed_jobs)
 
     def _write_config(self, experiment: GridExperiment[Any]) -> None:
         folder = self._folder / experiment.experiment_name
@@ -375,9 +387,3 @@ class Drive:
         deadline = time.monotonic() + seconds
         while not self._is_interrupted and (left := deadline - time.monotonic()) > 0:
             time.sleep(min(left, SLICE_S))
-
-
-def _refused(record: ExperimentRecord, reason: str) -> ExperimentRecord:
-    """Return the record of an experiment that has no job."""
-    failed = replace(record, status=Status.FAILED, job_id=None, reason=reason)
-    return replace(failed, metrics={}, usage=Usage())

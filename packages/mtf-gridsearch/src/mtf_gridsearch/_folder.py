@@ -1,7 +1,8 @@
 """The folder of a search: found again by name, made once, held by one executor.
 
 The lock is `flock(2)` on ``.lock``: the kernel frees it when its holder dies, however it
-dies. The file says who holds it, for people. Finding and making a folder is done under a
+dies. The file says who holds it, for people, and which file it is: in a folder that was
+copied it is another one, and what ran when it was copied is not run again. Finding and making a folder is done under a
 second lock in the folder of experiments, so that two first runs share one search.
 """
 
@@ -28,6 +29,8 @@ from mtf_gridsearch.errors import (
     SearchMismatchError,
 )
 from mtf_gridsearch.identity import canonical
+from mtf_gridsearch.journal import read_records
+from mtf_gridsearch.local import _processes
 
 __all__ = ["CONFIG_NAME", "check", "find", "hold", "read_config"]
 
@@ -37,6 +40,7 @@ FINDING = ".grid_search.lock"  # in the folder of experiments
 
 _STAMPED = re.compile(r"grid_search_(\d{8}T\d{6})")
 _STAMP = "%Y%m%dT%H%M%S"
+_LAST_YEAR = 9998  # that another can follow
 _NUM_SHOWN = 5
 
 
@@ -61,7 +65,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = _yaml.load(folder / CONFIG_NAME)
     except GridError as error:
-        reason = f"{CONFIG_NAME} cannot be read ({error}); restore it, or move this away"
+        reason = (
+            f"{CONFIG_NAME} cannot be read ({error}); restore it, move this away, or name "
+            f"the folder of your search with folder= (--folder)"
+        )
         raise SearchFolderError(folder, reason) from error
     if not isinstance(config.get("name"), str):
         reason = f"{CONFIG_NAME} does not say which search it is: it has no `name`"
@@ -83,8 +90,13 @@ def find(name: str, *, experiments_dir: Path, folder: Path | None) -> Path | Non
     return None
 
 
-def check(folder: Path, search: Search) -> None:
+def check(folder: Path, search: Search, entry_point: str | None = None) -> None:
     """Refuse a folder that holds another search, or the same over another base.
+
+    Args:
+        folder: Of a search.
+        search: That is to go on there.
+        entry_point: What its experiments run; None where nobody knows.
 
     Raises:
         SearchMismatchError: If it does.
@@ -111,21 +123,45 @@ def check(folder: Path, search: Search) -> None:
             f"new=True (--new)"
         )
         raise SearchMismatchError(folder, reason)
+    begun_with = config.get("entry_point")
+    if entry_point and begun_with and not _is_same(str(begun_with), entry_point):
+        reason = (
+            f"its search {search.name!r} runs {begun_with}, not {entry_point}, and results "
+            f"of both must not mix: go back to that, or start a new search with new=True "
+            f"(--new); if it is the same, correct `entry_point` in {CONFIG_NAME}"
+        )
+        raise SearchMismatchError(folder, reason)
+
+
+def _is_same(old: str, new: str) -> bool:
+    """Tell whether two entry points are one: a script may have been moved."""
+    if old == new:
+        return True
+    before, now = Path(old), Path(new)
+    with suppress(OSError, ValueError):
+        return before.samefile(now)
+    return before.is_absolute() and not before.exists() and before.name == now.name
 
 
 @contextmanager
 def hold(
-    search: Search, *, experiments_dir: Path, folder: Path | None, new: bool
+    search: Search,
+    *,
+    experiments_dir: Path,
+    folder: Path | None,
+    new: bool,
+    entry_point: str | None = None,
 ) -> Iterator[Path]:
     """Find or make the folder of *search*, and hold its lock.
 
     Raises:
         SearchBusyError: If another process holds it.
-        SearchMismatchError: If the folder belongs to another search, or another base.
+        SearchMismatchError: If the folder belongs to another search, or another base or
+            entry point.
         SearchFolderError: If it cannot be read, made or locked.
     """
     with ExitStack() as held:
-        finding = nullcontext() if folder else _locked(_made(experiments_dir), FINDING)
+        finding = nullcontext(0) if folder else _locked(_made(experiments_dir), FINDING)
         with finding:
             path = None
             if folder is not None or not new:
@@ -135,19 +171,77 @@ def hold(
                 raise SearchFolderError(path, reason)
             is_made = path is None
             path = path or _made(folder or _next_stamped(experiments_dir))
-            held.enter_context(_locked(path, LOCK_NAME))
+            lock = held.enter_context(_locked(path, LOCK_NAME))
             if is_made:
                 _refuse_strangers(path)
             else:
-                check(path, search)
-            _save(search, path)
-        yield path
+                check(path, search, entry_point)
+                _refuse_copies(path, lock)
+            _save(search, path, entry_point)
+            _sign(lock, is_held=True)
+        try:
+            yield path
+        finally:
+            _sign(lock, is_held=False)
 
 
-def _save(search: Search, folder: Path) -> None:
+def _refuse_copies(folder: Path, lock: int) -> None:
+    """Refuse a copy of a folder in which something ran: it may run there yet."""
+    said = _said(lock)
+    if said.get("inode") in (None, os.fstat(lock).st_ino):
+        return
+    way_out = (
+        f"go on there; if that is gone, delete {folder / LOCK_NAME} and run the command "
+        f"again, which starts anew what had not ended"
+    )
+    pid, began = str(said.get("pid")), said.get("began")
+    is_here = said.get("host") == socket.gethostname() and pid.isdecimal()
+    if is_here and began and _processes.began(pid) == began:
+        reason = f"it is a copy, and process {pid} runs the search that was copied: "
+        raise SearchBusyError(folder, reason + way_out)
+    records = read_records(folder).values()
+    running = [r for r in records if r.job_id is not None and r.ended_at is None]
+    if running:
+        reason = (
+            f"it is a copy, made before {len(running)} of its experiments had ended "
+            f"({running[0].experiment_name} is one), which may run yet where it was copied "
+            f"from: "
+        )
+        raise SearchBusyError(folder, reason + way_out)
+
+
+def _sign(lock: int, *, is_held: bool) -> None:
+    """Say in a lock's file which it is and who holds it; a full disk is no reason to stop."""
+    holder: dict[str, Any] = {"inode": os.fstat(lock).st_ino}
+    if is_held:
+        pid = os.getpid()
+        holder |= {
+            "pid": pid,
+            "began": _processes.began(pid),
+            "host": socket.gethostname(),
+            "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+    with suppress(OSError):
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, json.dumps(holder).encode(), 0)
+
+
+def _said(lock: int) -> dict[str, Any]:
+    """Return what a lock's file says; nothing where it cannot be read."""
+    with suppress(OSError, ValueError, RecursionError):
+        said = json.loads(os.pread(lock, 4096, 0))
+        if isinstance(said, dict):
+            return said
+    return {}
+
+
+def _save(search: Search, folder: Path, entry_point: str | None) -> None:
     """Write the definition of *search*, if it is another than was written."""
     path = folder / CONFIG_NAME
-    text = _yaml.dump(search.to_plain())
+    if entry_point is None and path.exists():
+        entry_point = read_config(folder).get("entry_point")
+    runs = {} if entry_point is None else {"entry_point": entry_point}
+    text = _yaml.dump({**search.to_plain(), **runs})
     try:
         if not path.exists() or path.read_text("utf-8") != text:
             _yaml.write_atomically(path, text)
@@ -158,9 +252,8 @@ def _save(search: Search, folder: Path) -> None:
 
 def _refuse_strangers(folder: Path) -> None:
     """Refuse a folder that holds anything but what a search that never began leaves."""
-    found = sorted(
-        p.name for p in folder.iterdir() if p.name not in (LOCK_NAME, CONFIG_NAME)
-    )
+    names = {p.name for p in folder.iterdir()} - {LOCK_NAME, CONFIG_NAME}
+    found = sorted(name for name in names if not _yaml.ASIDE.fullmatch(name))
     if found:
         reason = f"it has no {CONFIG_NAME} but holds {found[0]!r}: name an empty folder"
         raise SearchMismatchError(folder, reason)
@@ -184,22 +277,30 @@ def _stamped(experiments_dir: Path) -> list[Path]:
     except OSError as error:
         reason = f"it cannot be read: {error.strerror or error}"
         raise SearchFolderError(experiments_dir, reason) from error
-    stamped = sorted(filter(_STAMPED.fullmatch, names), reverse=True)
+    stamped = sorted(filter(_time_of, names), reverse=True)
     return [experiments_dir / name for name in stamped]
+
+
+def _time_of(name: str) -> datetime | None:
+    """Return the time in the name of a folder; None if none is there or can follow it."""
+    match = _STAMPED.fullmatch(name)
+    with suppress(ValueError):
+        time = datetime.strptime(match[1] if match else "", _STAMP)  # noqa: DTZ007 -- UTC
+        return time if time.year <= _LAST_YEAR else None
+    return None
 
 
 def _next_stamped(experiments_dir: Path) -> Path:
     """Return a name for a new folder: later than all others, even if the clock is not."""
     stamp = datetime.now(UTC).replace(tzinfo=None)
     for newest in _stamped(experiments_dir)[:1]:
-        with suppress(ValueError):  # digits that are no time
-            last = datetime.strptime(newest.name[-15:], _STAMP)  # noqa: DTZ007 -- UTC
+        if last := _time_of(newest.name):
             stamp = max(stamp, last + timedelta(seconds=1))
     return experiments_dir / f"grid_search_{stamp.strftime(_STAMP)}"
 
 
 @contextmanager
-def _locked(folder: Path, name: str) -> Iterator[None]:
+def _locked(folder: Path, name: str) -> Iterator[int]:
     """Hold the lock *name* in *folder*; the short one for finding is waited for."""
     try:
         fd = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -214,27 +315,17 @@ def _locked(folder: Path, name: str) -> Iterator[None]:
         except OSError as error:
             reason = f"its {name} cannot be locked: {error.strerror or error}"
             raise SearchFolderError(folder, reason) from error
-        if name == LOCK_NAME:
-            with suppress(OSError):  # for people alone: a full disk is no reason to stop
-                os.ftruncate(fd, 0)
-                os.pwrite(fd, json.dumps(_holder()).encode(), 0)
-        yield
+        yield fd
     finally:
         os.close(fd)
 
 
-def _holder() -> dict[str, Any]:
-    since = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
-
-
-def _busy(fd: int) -> str:
+def _busy(lock: int) -> str:
     """Say who holds a lock, as far as the file tells."""
-    try:
-        said = json.loads(os.pread(fd, 4096, 0))
+    said = _said(lock)
+    who = "another process"
+    if {"pid", "host", "since"} <= said.keys():
         who = f"process {said['pid']} on {said['host']} since {said['since']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        who = "another process"
     return f"{who} runs it; wait for that, or end it, and run the command again"
 
 

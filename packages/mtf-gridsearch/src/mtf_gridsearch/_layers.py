@@ -8,10 +8,13 @@ the exclusions that still match.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 from mtf_gridsearch._axis import Axis
+from mtf_gridsearch._columns import NotInColumnsError, Operand, operand
 from mtf_gridsearch._paths import Moves, Paths
 from mtf_gridsearch._plain import nearest, shown
 from mtf_gridsearch.errors import GridError
@@ -84,6 +87,9 @@ class _Layers:
             self._constraints[max(named)].append(constraint)
             for i in named:
                 last_use[i] = max(last_use[i], *named)
+        used = zip(axes, self._constraints, strict=True)
+        self._columns = [_columns(axis) if asked else {} for axis, asked in used]
+        self._admitted: dict[tuple[int, ...], tuple[int, ...]] = {}  # one of each
         self._live = [
             tuple(i for i in range(layer + 1) if last_use[i] > layer)
             for layer in range(len(axes))
@@ -109,6 +115,8 @@ class _Layers:
         deciding = [*(matching - carried), *self._beginning[layer]]
         constraints = self._constraints[layer]
         live = self._live[layer]
+        if (admitted := self._admitted_at_once(layer, values, codes)) is not None:
+            codes, constraints = admitted, []
         if not constraints and not deciding and layer not in live:
             return Moves(codes, [(tuple(known[i] for i in live), frozenset(carried))])
 
@@ -129,6 +137,31 @@ class _Layers:
             taken.append(code)
             states.append((tuple(known[i] for i in live), frozenset(carried.union(hit))))
         return Moves(taken, states)
+
+    def _admitted_at_once(
+        self, layer: int, values: Mapping[str, Any], codes: Sequence[int]
+    ) -> tuple[int, ...] | None:
+        """Return the codes that constraints admit; None if each code must be asked alone."""
+        columns = self._columns[layer]
+        if not columns or ABSENT in codes:
+            return None
+        answers = []
+        for constraint in self._constraints[layer]:
+            found = constraint.evaluate_many(values, columns)
+            if found is None:
+                return None
+            answers.append(found)
+        admitted = tuple(compress(codes, map(all, zip(*answers, strict=True))))
+        return self._admitted.setdefault(admitted, admitted)
+
+
+def _columns(axis: Axis) -> dict[str, Operand]:
+    """Return the values of each parameter of *axis* that can be computed with at once."""
+    found = {}
+    for key, values in zip(axis.keys, zip(*axis.values, strict=True), strict=False):
+        with suppress(NotInColumnsError):
+            found[key] = operand(values)
+    return found
 
 
 def exclusion_of(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,9 +23,9 @@ __all__ = [
     "cells_of",
     "colours",
     "finish",
-    "finite_values",
     "missing_note",
     "new_figure",
+    "ranked_values",
     "save",
     "unique_handles",
     "varying",
@@ -57,9 +56,7 @@ def finish(figure: Figure, results: SearchResults, title: str, note: str) -> Non
 
 
 def missing_note(results: SearchResults, metric: str, num_used: int) -> str:
-    left_out = dict(results.left_out(metric))
-    if infinite := len(results.records) - num_used - sum(left_out.values()):
-        left_out["infinite"] = infinite
+    left_out = results.left_out(metric)
     without = ", ".join(f"{count} {why}" for why, count in left_out.items())
     end = f"; without: {without}" if without else ""
     return f"{num_used} of {len(results.records)} experiments{end}"
@@ -82,16 +79,12 @@ def save(figure: Figure, path: Path | str) -> Path:
     return target
 
 
-def finite_values(
+def ranked_values(
     results: SearchResults, metric: str, mode: Mode, at: At
 ) -> dict[str, float]:
     """Return the values that have a place in a picture, by name, the best first."""
     ranked = results.ranking(metric, mode, at=at)
-    values = {r.experiment_name: value for r, value in ranked if math.isfinite(value)}
-    if not values:
-        msg = f"{results.folder}: every value of {metric!r} is infinite"
-        raise ResultsError(msg)
-    return values
+    return {record.experiment_name: value for record, value in ranked}
 
 
 def cells_of(records: Iterable[ExperimentRecord], key: str) -> list[Any]:

@@ -27,7 +27,7 @@ _SCALARS = (type(None), bool, str, Integral, Real)
 
 
 def plain(value: Any, place: str, depth: int = 0) -> Any:
-    """Return *value* as plain values: tuples become lists, NumPy's numbers Python's.
+    """Return *value* as plain values: tuples become lists, NumPy's scalars Python's.
 
     Raises:
         GridError: If it holds anything that a YAML file cannot, or NaN.
@@ -44,9 +44,13 @@ def plain(value: Any, place: str, depth: int = 0) -> Any:
         if wrong := [key for key in value if not isinstance(key, str)]:
             raise GridError(place, f"the key {wrong[0]!r} is not text")
         return {
-            plain(key, place): plain(item, place, depth + 1)
+            plain(key, place): plain(item, f"{place}.{key}", depth + 1)
             for key, item in value.items()
         }
+    if hasattr(value, "ndim") and hasattr(value, "tolist"):
+        if value.ndim:
+            raise GridError(place, "an array is no value: give a list, such as .tolist()")
+        return plain(value.tolist(), place, depth + 1)
     kind = type(value).__name__
     message = f"{shown(value)} is a {kind}: give text, numbers, true, false, null, lists"
     raise GridError(place, f"{message} or mappings of them")

@@ -1,16 +1,31 @@
-"""How a run of a search goes: what its loop knows of it, and shows."""
+"""How a run of a search goes: what its loop is told, what it knows, and what it shows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from mtf_gridsearch.launcher import JobState
 from mtf_gridsearch.metrics_file import CurveReader
 from mtf_gridsearch.records import ExperimentRecord, GridExperiment, Status
 
-__all__ = ["Progress", "Running", "View", "is_settled"]
+__all__ = [
+    "NOT_STARTED",
+    "PATIENCE_S",
+    "UNKNOWN_GRACE_S",
+    "Progress",
+    "Running",
+    "Settings",
+    "View",
+    "is_settled",
+]
+
+NOT_STARTED = "could not be started"
+"""How the reason begins of what the launcher refused; it is as it was before."""
+
+UNKNOWN_GRACE_S = 60.0
+PATIENCE_S = 600.0
 
 _SETTLED = (Status.SUCCEEDED, Status.STOPPED)
 _DONE = (*_SETTLED, Status.FAILED, Status.TIMEOUT)
@@ -19,6 +34,24 @@ _DONE = (*_SETTLED, Status.FAILED, Status.TIMEOUT)
 def is_settled(status: Status) -> bool:
     """Tell whether an experiment of *status* is never started again."""
     return status in _SETTLED
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """How a loop behaves.
+
+    Attributes:
+        max_running: How many may run at once, besides what the launcher allows.
+        retries: How often an experiment is started again in this run, by how it ended.
+        unknown_grace_s: How long a launcher may know nothing of a job before that counts
+            as its end, in seconds.
+        patience_s: How long a launcher that worked before may fail to answer, in seconds.
+    """
+
+    max_running: int | None = None
+    retries: Mapping[str, int] = field(default_factory=dict)
+    unknown_grace_s: float = UNKNOWN_GRACE_S
+    patience_s: float = PATIENCE_S
 
 
 @dataclass(slots=True)

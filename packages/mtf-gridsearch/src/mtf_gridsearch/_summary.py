@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from mtf_gridsearch.journal import placed_id
 from mtf_gridsearch.records import ExperimentRecord
 
 __all__ = ["plain_json", "record_object", "to_json"]
@@ -27,15 +28,20 @@ def plain_json(value: Any) -> Any:
     return value
 
 
-def record_object(record: ExperimentRecord) -> dict[str, Any]:
-    """Return an experiment as ``results_summary.json`` has it, but for numbers."""
+def record_object(record: ExperimentRecord, folder: str) -> dict[str, Any]:
+    """Return an experiment as ``results_summary.json`` has it, but for numbers.
+
+    Args:
+        record: Of an experiment.
+        folder: Of its search, absolute.
+    """
     usage = record.usage
     return {
         "name": record.experiment_name,
         "identity": record.identity,
         "status": str(record.status),
         "parameters": record.parameters,
-        "job_id": record.job_id,
+        "job_id": record.job_id and placed_id(record.job_id, folder),
         "attempts": record.attempts,
         "reason": record.reason,
         "started_at": record.started_at,

@@ -16,12 +16,13 @@ from mtf_gridsearch.records import (
     Status,
     Supply,
 )
-from mtf_gridsearch.search import ParameterGridSearch
+from mtf_gridsearch.search import ParameterGridSearch, text_of
 
 __all__ = ["GridSearch", "GridSupply", "Only", "Search"]
 
 Only = Literal["failed"]
 
+_NUM_SHOWN = 5
 _FINAL = frozenset({Status.SUCCEEDED, Status.STOPPED})
 _FAILED = frozenset({Status.FAILED, Status.TIMEOUT})
 
@@ -52,6 +53,9 @@ class Search(Protocol):
         Writes nothing. Called without records before a folder is made, so that what does
         not fit fails then. A search that decides as it goes returns nothing.
         """
+
+    def doubts(self) -> Sequence[str]:
+        """Return what the user may want to know before anything starts; after `plan`."""
 
     def starts(self, status: Status) -> bool:
         """Tell whether this run starts an experiment of *status*, if nothing runs it."""
@@ -112,6 +116,20 @@ class GridSearch:
         """
         return self._search.plan({r.identity: name for name, r in records.items()})
 
+    def doubts(self) -> Sequence[str]:
+        """Name experiments that have the same config under different parameters."""
+        found = self._search.duplicates()
+        doubts = [
+            f"The same config is run {len(group)} times: "
+            + " and ".join(
+                f"{e.experiment_name} ({text_of(e.parameters)})" for e in group[:2]
+            )
+            for group in found[:_NUM_SHOWN]
+        ]
+        if (more := len(found) - _NUM_SHOWN) > 0:
+            doubts.append(f"So are {more} more.")
+        return doubts
+
     def starts(self, status: Status) -> bool:
         """Tell whether *status* is one that is missing; with *only*, that failed."""
         if self._only == "failed":
@@ -122,7 +140,11 @@ class GridSearch:
         """Return what this run starts, in planned order."""
         planned = self.plan(records)
         wanted = [p for p in planned if self.starts(records[p.experiment_name].status)]
-        return GridSupply(wanted, len(records), folder, self._rule)
+        names = {experiment.experiment_name for experiment in planned}
+        # What is no longer in the grid counts if nothing is left to be done of it.
+        kept = _FINAL | _FAILED | {Status.PENDING}
+        total = sum(n in names or r.status in kept for n, r in records.items())
+        return GridSupply(wanted, total, folder, self._rule)
 
 
 class GridSupply:
@@ -142,6 +164,11 @@ class GridSupply:
     def total(self) -> int:
         """How many the search has, those of earlier grids included."""
         return self._total
+
+    @property
+    def metric(self) -> str | None:
+        """The rule's, if it says which."""
+        return getattr(self._rule, "metric", None)
 
     def take(self, most: int) -> Sequence[GridExperiment[Any]]:
         """Return the next ones, up to *most*."""
@@ -164,6 +191,7 @@ class GridSupply:
         """Show the rule how an experiment went."""
         if self._rule is not None and record.job_id is not None:
             name = record.experiment_name
-            curves = read_curves(self._folder / name / METRICS_NAME)
+            path = self._folder / name / METRICS_NAME
+            curves = read_curves(path, record.failed_jobs)
             completed = record.status is Status.SUCCEEDED
             self._rule.tell(name, curves, completed=completed)

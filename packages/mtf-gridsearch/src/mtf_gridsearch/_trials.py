@@ -124,6 +124,10 @@ class BayesianSupply:
         return max(self._definition.num_trials, len(self._trials))
 
     @property
+    def metric(self) -> None:
+        """None: `tell` refuses a metric that is not reported."""
+
+    @property
     def is_exhausted(self) -> bool:
         """Whether nothing is left to hand out, nor will be when what is out has ended."""
         if self._again:
@@ -330,7 +334,8 @@ class BayesianSupply:
         curve = {}
         if self._pruner is not None:
             path = self._folder / record.experiment_name / METRICS_NAME
-            curve = {n: v for n, v in read_curves(path).get(metric, ()) if n >= 0}
+            curves = read_curves(path, record.failed_jobs)
+            curve = {n: v for n, v in curves.get(metric, ()) if n >= 0}
         is_stopped = record.status is Status.STOPPED
         if is_stopped and not curve:
             summary = record.metrics[metric]

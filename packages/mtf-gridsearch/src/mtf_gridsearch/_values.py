@@ -44,7 +44,7 @@ def value_of(
 def reason_to_leave_out(record: ExperimentRecord, metrics: Iterable[str]) -> str | None:
     """Return why no ranking by *metrics* holds the experiment; None if one does.
 
-    A run that ended with a value that is no number has diverged: no earlier value of it
+    A run that ended with a value that is not finite has diverged: no earlier value of it
     stands for it.
     """
     if record.status not in _WITH_RESULT:
@@ -53,6 +53,9 @@ def reason_to_leave_out(record: ExperimentRecord, metrics: Iterable[str]) -> str
         summary = record.metrics.get(metric)
         if summary is None:
             return "not reported"
-        if any(map(math.isnan, (summary.last, summary.min, summary.max))):
+        values = (summary.last, summary.min, summary.max)
+        if any(map(math.isnan, values)):
             return "not a number"
+        if any(map(math.isinf, values)):
+            return "infinite"
     return None

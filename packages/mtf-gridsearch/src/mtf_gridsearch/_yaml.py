@@ -22,7 +22,7 @@ import yaml
 
 from mtf_gridsearch.errors import GridError
 
-__all__ = ["dump", "load", "parse", "parse_scalar", "write_atomically"]
+__all__ = ["ASIDE", "dump", "load", "parse", "parse_scalar", "write_atomically"]
 
 _MAX_BYTES = 1 << 24
 _MAX_DEPTH = 48
@@ -308,6 +308,10 @@ def dump(values: dict[str, Any]) -> str:
     except yaml.representer.RepresenterError as error:
         message = f"not a plain value: {error.args[1]!r}"
         raise TypeError(message) from None
+
+
+ASIDE = re.compile(r"\.[0-9a-f]{16}\.tmp")
+"""How files are called that a kill may leave behind."""
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -209,6 +209,10 @@ class BayesianSearch:
             raise InvalidExperimentsError(first, num_invalid)
         return ()
 
+    def doubts(self) -> tuple[()]:
+        """Return nothing: what is repeated is told by its name."""
+        return ()
+
     def starts(self, status: Status) -> bool:
         """Tell whether a run starts an experiment of *status*, if nothing runs it."""
         return self._definition.starts(status)

@@ -71,6 +71,7 @@ class DryRun:
         is_new: Whether that folder would be made.
         total: How many experiments there are in all; None where that is not known.
         experiments: Those known beforehand.
+        doubts: What looks like a mistake and is done all the same.
     """
 
     name: str
@@ -79,6 +80,7 @@ class DryRun:
     total: int | None
     experiments: Sequence[PlannedExperiment] = field(repr=False)
     estimate: Estimate
+    doubts: Sequence[str] = ()
 
     @property
     def num_to_start(self) -> int:
@@ -95,6 +97,7 @@ class DryRun:
         lines += map(_line, self.experiments[:MOST_SHOWN])
         if (more := len(self.experiments) - MOST_SHOWN) > 0:
             lines.append(f"  and {more} more")
+        lines += self.doubts
         hours, disk = self.estimate.core_hours, self.estimate.disk_bytes
         lines.append(f"core-hours: {'unknown' if hours is None else f'{hours:.3g}'}")
         lines.append(f"disk: {'unknown' if disk is None else _size(disk)}")
@@ -119,7 +122,7 @@ def rehearse(
     if folder is not None or not new:
         found = _folder.find(search.name, experiments_dir=experiments_dir, folder=folder)
     if found is not None:
-        _folder.check(found, search)
+        _folder.check(found, search, getattr(launcher, "entry_point", None))
     records = {} if found is None else read_records(found)
     planned = search.plan(records)
     place = found or folder or experiments_dir / "grid_search_<time>"
@@ -146,6 +149,7 @@ def rehearse(
         total=search.total,
         experiments=experiments,
         estimate=_estimate(num, found, records, launcher),
+        doubts=search.doubts(),
     )
     return dry_run, all_records
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -18,11 +18,17 @@ from types import FrameType
 from typing import Any, Literal, Protocol
 
 from mtf_gridsearch import _folder, _yaml
-from mtf_gridsearch._drive import Drive, Settings
+from mtf_gridsearch._drive import Drive
 from mtf_gridsearch._live import SilentView, make_view
-from mtf_gridsearch._progress import is_settled
+from mtf_gridsearch._progress import (
+    NOT_STARTED,
+    PATIENCE_S,
+    UNKNOWN_GRACE_S,
+    Settings,
+    is_settled,
+)
 from mtf_gridsearch._supply import GridSearch, Search
-from mtf_gridsearch.dry_run import DryRun, rehearse
+from mtf_gridsearch.dry_run import DryRun, PlannedExperiment, rehearse
 from mtf_gridsearch.early_stopping import EarlyStopping
 from mtf_gridsearch.errors import LauncherError, SearchFolderError
 from mtf_gridsearch.journal import Journal
@@ -31,6 +37,8 @@ from mtf_gridsearch.records import ExperimentRecord, GridExperiment, Status
 from mtf_gridsearch.search import ParameterGridSearch
 
 __all__ = ["ConfigSaver", "ExecutionMode", "GridSearchExecutor", "GridSearchResult"]
+
+_BROKEN = (Status.FAILED, Status.TIMEOUT)
 
 DEFAULT_RETRY = {"preempted": 100, "node_failed": 3, "unknown": 1}
 
@@ -58,22 +66,37 @@ class GridSearchResult:
     Attributes:
         folder: Of the search; in a dry run, where it would be.
         records: Of every experiment it ever planned, by name; in a dry run, what is known.
+        dropped: Names of those that are no longer in the grid.
         dry_run: What would be done; None where it was done.
     """
 
     folder: Path
     records: Mapping[str, ExperimentRecord] = field(repr=False)
+    dropped: frozenset[str] = field(default=frozenset(), repr=False)
     dry_run: DryRun | None = None
 
     @property
     def counts(self) -> dict[Status, int]:
-        """How many experiments there are of each status."""
-        return dict(Counter(record.status for record in self.records.values()))
+        """How many experiments of the grid there are of each status."""
+        known = self.records.items()
+        return dict(Counter(r.status for name, r in known if name not in self.dropped))
+
+    @property
+    def counts_dropped(self) -> dict[Status, int]:
+        """How many experiments that are no longer in the grid there are of each status."""
+        return dict(Counter(self.records[name].status for name in self.dropped))
 
     @property
     def is_complete(self) -> bool:
-        """Whether every experiment succeeded, or was stopped early by a rule."""
-        return all(is_settled(record.status) for record in self.records.values())
+        """Whether every experiment succeeded, or was stopped early by a rule.
+
+        One that is no longer in the grid need not have run; if it failed, it counts.
+        """
+        return all(
+            is_settled(record.status)
+            or (name in self.dropped and record.status not in _BROKEN)
+            for name, record in self.records.items()
+        )
 
 
 class GridSearchExecutor:
@@ -94,11 +117,14 @@ class GridSearchExecutor:
         retry: How often an experiment is started again in one run, by how it ended: a
             launcher's word for a job that ended. Words left out stand for 0.
         max_running: How many may run at once, besides what the launcher allows.
+        unknown_grace_s: How long the launcher may know nothing of a job before that counts
+            as its end, in seconds.
+        patience_s: How long a launcher that worked before may fail to answer, in seconds.
         view: Shows how it goes; by default a table on a terminal, lines elsewhere.
 
     Raises:
         ValueError: If *retry* has a word that no failed job has, or a negative number, or
-            *max_running* is below 1.
+            *max_running* is below 1, or a time is negative.
     """
 
     def __init__(  # noqa: PLR0913 -- each is one decision of the user
@@ -112,6 +138,8 @@ class GridSearchExecutor:
         early_stopping: EarlyStopping | None = None,
         retry: Mapping[str, int] = DEFAULT_RETRY,
         max_running: int | None = None,
+        unknown_grace_s: float = UNKNOWN_GRACE_S,
+        patience_s: float = PATIENCE_S,
         view: SilentView | None = None,
     ) -> None:
         words = {"failed", "preempted", "timeout", "node_failed", "unknown"}
@@ -124,13 +152,21 @@ class GridSearchExecutor:
         if max_running is not None and max_running < 1:
             msg = f"max_running must be at least 1, not {max_running}"
             raise ValueError(msg)
+        if not (unknown_grace_s >= 0 and patience_s >= 0):
+            msg = "unknown_grace_s and patience_s are seconds, from 0"
+            raise ValueError(msg)
         self.launcher = launcher
         self.config_manager = config_manager
         self.experiments_dir = Path(experiments_dir)
         self.folder = None if folder is None else Path(folder)
         self.new = new
         self.early_stopping = early_stopping
-        self.settings = Settings(max_running=max_running, retries=dict(retry))
+        self.settings = Settings(
+            max_running=max_running,
+            retries=dict(retry),
+            unknown_grace_s=unknown_grace_s,
+            patience_s=patience_s,
+        )
         self.view = view
 
     def execute_grid_search(
@@ -144,8 +180,8 @@ class GridSearchExecutor:
         """Run all experiments of *parameter_grids* over *base_config* that are missing.
 
         Args:
-            base_config: A mapping, a pydantic model, or a `ParameterGridSearch`, to which
-                the grids are added.
+            base_config: A mapping, a pydantic model, or a `ParameterGridSearch`, whose
+                grids are run as well; it stays as it is.
             parameter_grids: A grid, or several.
             execution_mode: Where to run; ``SLURM`` and ``KUBERNETES`` need a launcher.
             only: ``"failed"`` runs what failed or ran out of time again, and nothing else.
@@ -158,8 +194,9 @@ class GridSearchExecutor:
                 belongs to another search, or it cannot be read or written.
             KeyboardInterrupt: After a clean stop by Ctrl-C.
         """
-        search = base_config
-        if not isinstance(search, ParameterGridSearch):
+        if isinstance(base_config, ParameterGridSearch):
+            search = base_config.copy()
+        else:
             search = ParameterGridSearch(base_config)
         for grid in _several(parameter_grids):
             search.add_grid(grid)
@@ -189,13 +226,17 @@ class GridSearchExecutor:
             experiments_dir=self.experiments_dir,
             folder=self.folder,
             new=self.new,
+            entry_point=getattr(launcher, "entry_point", None),
         )
         with (
             holding as folder,
             closing(Journal(folder)) as journal,
             self.view or make_view() as view,
         ):
-            journal.planned(search.plan(journal.records))
+            planned = search.plan(journal.records)
+            for doubt in search.doubts():
+                view.note(doubt)
+            journal.planned(planned)
             drive = Drive(
                 folder,
                 journal,
@@ -221,7 +262,8 @@ class GridSearchExecutor:
         _summarise(folder)
         if not is_done:
             raise KeyboardInterrupt
-        return GridSearchResult(folder=folder, records=records)
+        dropped = _dropped(planned, records)
+        return GridSearchResult(folder=folder, records=records, dropped=dropped)
 
     def _rehearse(self, search: Search) -> GridSearchResult:
         launcher = self.launcher or _local(search.to_plain())
@@ -234,7 +276,12 @@ class GridSearchExecutor:
         )
         with self.view or make_view() as view:
             view.note(str(dry_run))
-        return GridSearchResult(folder=dry_run.folder, records=records, dry_run=dry_run)
+        return GridSearchResult(
+            folder=dry_run.folder,
+            records=records,
+            dropped=_dropped(dry_run.experiments, records),
+            dry_run=dry_run,
+        )
 
     def _launcher_for(self, search: Search, mode: ExecutionMode) -> Launcher:
         if self.launcher is not None:
@@ -271,10 +318,20 @@ def _local(plain: Mapping[str, Any]) -> Launcher | None:
     return LocalLauncher(entry_point) if isinstance(entry_point, str) else None
 
 
+def _dropped(
+    planned: Iterable[GridExperiment[Any] | PlannedExperiment],
+    records: Mapping[str, ExperimentRecord],
+) -> frozenset[str]:
+    """Return what is recorded and not planned; nothing where nothing is beforehand."""
+    names = {experiment.experiment_name for experiment in planned}
+    return frozenset(records.keys() - names) if names else frozenset()
+
+
 def _say_what_failed(view: SilentView, records: Mapping[str, ExperimentRecord]) -> None:
-    broken = (Status.FAILED, Status.TIMEOUT)
-    if num := sum(record.status in broken for record in records.values()):
+    if num := sum(record.status in _BROKEN for record in records.values()):
         view.note(f'{num} failed; only="failed" (--only failed) runs those again.')
+    if num := sum(r.reason.startswith(NOT_STARTED) for r in records.values()):
+        view.note(f"{num} {NOT_STARTED}; the same command tries those again.")
 
 
 def _summarise(folder: Path) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
-from mtf_gridsearch import distributions
 from mtf_gridsearch._axis import (
     RESERVED,
     Axis,
@@ -22,6 +21,7 @@ from mtf_gridsearch._axis import (
     nested,
 )
 from mtf_gridsearch._combined import Choose, Combination, Grid
+from mtf_gridsearch._grid_file import check_sections, fill
 from mtf_gridsearch._layers import codes_of, count_paths, exclusion_of
 from mtf_gridsearch._paths import Paths, TooManyStepsError
 from mtf_gridsearch._plain import check_key, nearest, plain, shown
@@ -34,7 +34,6 @@ from mtf_gridsearch.naming import check_name
 __all__ = ["Axis", "Combination", "Grid", "ParameterGrid"]
 
 _MAX_AXES = 300
-_SECTIONS = ("name", "description", "parameters", "where", "exclude", "include")
 
 
 class ParameterGrid(Grid):
@@ -251,10 +250,13 @@ class ParameterGrid(Grid):
                     first = combine(first, other)
                 return first
         try:
-            return _read(values)
+            check_sections(values)
+            grid = ParameterGrid(values.get("name", ""), values.get("description", ""))
+            fill(grid, values)
         except GridError as error:
             place = f"{place}: {error.place}"
             raise type(error)(place, error.reason) from None
+        return grid
 
     def __contains__(self, combination: object) -> bool:
         self._check_listed()
@@ -328,7 +330,11 @@ class ParameterGrid(Grid):
             if name not in known:
                 message = f"names {name!r}, which is no parameter added before it"
                 place = f"{self._name}: {text}"
-                raise GridError(place, message + nearest(name, known))
+                unquoted = [key for key in known if "-" in key and key in text]
+                hint = nearest(name, known)
+                if unquoted:
+                    hint = f": write {unquoted[0]} in backticks"
+                raise GridError(place, message + hint)
         return expression
 
     def _combination(self, combination: Mapping[str, Any], word: str) -> Combination:
@@ -350,52 +356,3 @@ _COMBINED: dict[str, Callable[[Grid, Grid], Grid]] = {
     "concatenated": lambda left, right: left + right,
     "crossed": lambda left, right: left * right,
 }
-
-
-def _read(values: Mapping[str, Any]) -> ParameterGrid:
-    if unknown := [key for key in values if key not in _SECTIONS]:
-        message = f"{unknown[0]!r} is not known{nearest(unknown[0], _SECTIONS)}"
-        place = "grid"
-        raise GridError(place, message)
-    grid = ParameterGrid(values.get("name", ""), values.get("description", ""))
-    parameters = values.get("parameters", {})
-    if not isinstance(parameters, Mapping):
-        place = f"{grid.name}: parameters"
-        raise GridError(place, "write `optimizer.lr: [0.1, 0.2]` lines")
-    for key, given in parameters.items():
-        _read_parameter(grid, key, given)
-    where = values.get("where", [])
-    for constraint in [where] if isinstance(where, str) else _list(where, grid, "where"):
-        grid.where(constraint)
-    for combination in _list(values.get("exclude", []), grid, "exclude"):
-        grid.exclude(combination)
-    return grid.include(*_list(values.get("include", []), grid, "include"))
-
-
-def _list(values: Any, grid: ParameterGrid, word: str) -> list[Any]:
-    if not isinstance(values, list):
-        place = f"{grid.name}: {word}"
-        raise GridError(place, f"give a list, not {shown(values)}")
-    return values
-
-
-def _read_parameter(grid: ParameterGrid, key: str, given: Any) -> None:
-    if not isinstance(given, Mapping):
-        grid.add_parameter(key, given)
-        return
-    place = f"{grid.name}: {key}"
-    words = [word for word in given if word != "only_when"]
-    known = ("values", "linked", *distributions.WORDS)
-    if len(words) != 1 or words[0] not in known:
-        raise GridError(place, f"write one of {', '.join(known)}, and perhaps only_when")
-    (word,) = words
-    only_when = given.get("only_when")
-    if word == "linked":
-        if not isinstance(given[word], Mapping):
-            raise GridError(place, "write a list below each of the linked parameters")
-        grid.add_linked(given[word], only_when=only_when)
-    elif word == "values":
-        grid.add_parameter(key, given[word], only_when=only_when)
-    else:
-        distribution = distributions.from_plain(word, given[word], place)
-        grid.add_parameter(key, distribution, only_when=only_when)

@@ -76,18 +76,13 @@ def importance(
 ) -> Importances:
     """Return the share of the variance of *metric* that each parameter alone explains.
 
-    Infinite values take no part.
-
     Raises:
-        ResultsError: If fewer than three experiments have a finite result, or all of them
+        ResultsError: If fewer than three experiments have a result, or all of them
             have the same.
         ValueError: If *mode* or *at* is another word.
     """
-    ranked = results.ranking(metric, mode, at=at)
-    used = [(record, value) for record, value in ranked if math.isfinite(value)]
+    used = results.ranking(metric, mode, at=at)
     left_out = results.left_out(metric)
-    if len(used) < len(ranked):
-        left_out["infinite"] = len(ranked) - len(used)
     values = [value for _, value in used]
     if len(set(values)) < 2 or len(values) < 3:  # noqa: PLR2004 -- no variance to share
         msg = (

@@ -9,8 +9,10 @@ on disk before the executor goes on:
 * ``ended``: *name*, *job_id*, *status*, *reason*, *usage*, and *metrics*, which holds
   ``[last, last_step, min, min_step, max, max_step]`` by name
 
-each with *event* first and *at*, seconds since 1970, for people alone. A line counts once
-its newline is there, so what a kill tore off counts for nobody. Numbers that JSON lacks are
+each with *event* first and *at*, seconds since 1970, for people alone. A *job_id* that is a
+path within the folder is written from there, ``./<experiment>/<job>``, so that the folder
+may be moved; whoever reads it gets the whole path again. A line counts once its newline is
+there, so what a kill tore off counts for nobody. Numbers that JSON lacks are
 written as Python's `json` does: ``NaN``, ``Infinity``.
 
 Knows nothing of launchers, and does not lock: one executor writes, anyone reads.
@@ -36,7 +38,7 @@ from mtf_gridsearch.records import (
     Usage,
 )
 
-__all__ = ["JOURNAL_NAME", "Journal", "read_records"]
+__all__ = ["JOURNAL_NAME", "Journal", "placed_id", "read_records"]
 
 JOURNAL_NAME = "journal.jsonl"
 
@@ -58,11 +60,14 @@ class _Entry:
     started_at: float | None = None
     ended_at: float | None = None
     is_stopping: bool = False
+    failed_jobs: tuple[str, ...] = ()
 
     def submitted(self, job_id: str, at: float) -> None:
         """Begin an attempt; the same job once more is the same attempt."""
         if job_id != self.job_id or self.ended_at is not None:
             self.attempts += 1
+        if self.status is Status.FAILED and self.job_id and self.job_id != job_id:
+            self.failed_jobs += (self.job_id,)
         self.status, self.job_id, self.reason = Status.PENDING, job_id, ""
         self.metrics, self.usage = {}, Usage()
         self.started_at, self.ended_at, self.is_stopping = at, None, False
@@ -81,6 +86,7 @@ class _Entry:
             usage=self.usage,
             started_at=self.started_at,
             ended_at=self.ended_at,
+            failed_jobs=self.failed_jobs,
         )
 
 
@@ -99,7 +105,29 @@ def _summary(values: list[Any]) -> MetricSummary:
     )
 
 
-def _fold(entries: _Entries, line: Mapping[str, Any]) -> None:
+def placed_id(job_id: str, folder: str) -> str:
+    """Return *job_id* as it is written of a search in *folder*, an absolute path.
+
+    >>> (
+    ...     placed_id("/searches/one/a/a.1", "/searches/one"),
+    ...     placed_id("4711", "/searches/one"),
+    ... )
+    ('./a/a.1', '4711')
+    """
+    if job_id.startswith(f"{folder}/"):
+        return f".{job_id[len(folder) :]}"
+    return f"./{job_id}" if job_id.startswith("./") else job_id
+
+
+def _found(written: Any, folder: str) -> Any:
+    """Return the job's id that `placed_id` wrote, for where the folder is now."""
+    if not isinstance(written, str) or not written.startswith("./"):
+        return written
+    rest = written[2:]
+    return rest if rest.startswith("./") else f"{folder}/{rest}"
+
+
+def _fold(entries: _Entries, line: Mapping[str, Any], folder: str) -> None:
     """Apply one line; a KeyError, TypeError or ValueError says that it is none of ours."""
     event, name, at = line["event"], line["name"], float(line["at"])
     if event == "planned":
@@ -107,11 +135,12 @@ def _fold(entries: _Entries, line: Mapping[str, Any]) -> None:
         return
     entry = entries[name]
     if event == "submitted":
-        entry.submitted(line["job_id"], at)
+        entry.submitted(_found(line["job_id"], folder), at)
     elif event == "stopping":
         entry.reason, entry.is_stopping = line["reason"], True
     elif event == "ended":
-        entry.status, entry.job_id = Status(line["status"]), line["job_id"]
+        entry.status = Status(line["status"])
+        entry.job_id = _found(line["job_id"], folder)
         entry.reason, entry.ended_at, entry.is_stopping = line["reason"], at, False
         entry.metrics = {name: _summary(v) for name, v in line["metrics"].items()}
         entry.usage = Usage(**line["usage"])
@@ -130,9 +159,10 @@ def _read(folder: Path) -> tuple[_Entries, int]:
         raise SearchFolderError(folder, f"its journal cannot be read: {error}") from error
     size_bytes = data.rfind(b"\n") + 1
     entries: _Entries = {}
+    place = _absolute(folder)
     for number, line in enumerate(data[:size_bytes].split(b"\n")[:-1], 1):
         try:
-            _fold(entries, json.loads(line))
+            _fold(entries, json.loads(line), place)
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             reason = (
                 f"line {number} of {JOURNAL_NAME} is not one that was written ({error!r}); "
@@ -171,7 +201,7 @@ class Journal:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder, self._place = folder, _absolute(folder)
         self._entries, self._size_bytes = _read(folder)
         path = folder / JOURNAL_NAME
         try:
@@ -217,7 +247,10 @@ class Journal:
         Raises:
             SearchFolderError: If it cannot be written.
         """
-        self._write({**_head("submitted", n), "job_id": j} for n, j in job_ids.items())
+        self._write(
+            {**_head("submitted", name), "job_id": placed_id(job_id, self._place)}
+            for name, job_id in job_ids.items()
+        )
 
     def stopping(self, name: str, reason: str) -> None:
         """Note that a rule decided to stop *name*.
@@ -236,7 +269,7 @@ class Journal:
         self._write(
             {
                 **_head("ended", record.experiment_name),
-                "job_id": record.job_id,
+                "job_id": record.job_id and placed_id(record.job_id, self._place),
                 "status": record.status,
                 "reason": record.reason,
                 "metrics": {name: astuple(m) for name, m in record.metrics.items()},
@@ -266,7 +299,7 @@ class Journal:
             raise self._cannot_write(error) from error
         self._size_bytes += len(data)
         for line in new:
-            _fold(self._entries, line)
+            _fold(self._entries, line, self._place)
 
     def _cannot_write(self, error: OSError) -> SearchFolderError:
         reason = (
@@ -278,6 +311,10 @@ class Journal:
 
 def _head(event: str, name: str) -> dict[str, Any]:
     return {"event": event, "at": round(_now(), 3), "name": name}
+
+
+def _absolute(folder: Path) -> str:
+    return os.path.abspath(folder)  # noqa: PTH100 -- without following links
 
 
 def _write_at(fd: int, data: bytes, offset: int) -> None:

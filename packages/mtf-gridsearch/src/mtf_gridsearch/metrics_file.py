@@ -8,7 +8,9 @@ files, and so does any trainer that keeps to this.
 
 Values come in the order of their steps: a metric that is reported again at an earlier step
 or the same one takes the place of all from there on, since an experiment that was started
-again repeats itself. A line counts once its newline is there. A line that is not an object
+again repeats itself. ``job``, which `mtf_gridsearch.report` writes, tells attempts apart: one
+that was interrupted is continued by the next, whose first line takes the place of all from
+its step on; what one that failed of itself reported can be left out. A line counts once its newline is there. A line that is not an object
 with a step counts for nobody and is counted as damaged: what is left of a write that was cut
 off must not take the rest with it.
 """
@@ -19,7 +21,7 @@ import json
 import math
 import os
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -41,14 +43,16 @@ class CurveReader:
 
     Args:
         path: The file.
+        failed_jobs: Attempts that are over, whose lines do not count.
 
     Attributes:
         curves: Step and value by metric. Changes with each `read`.
         num_damaged: How many lines could not be read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, failed_jobs: Iterable[str] = ()) -> None:
         self._path = path
+        self._failed_jobs = frozenset(Path(job).name for job in failed_jobs)
         self._file: tuple[int, int] | None = None
         self._forget()
 
@@ -93,6 +97,8 @@ class CurveReader:
             self.num_damaged += 1
             return
         job = row.get("job")
+        if isinstance(job, str) and job in self._failed_jobs:
+            return
         if job != self._job:
             self._job = job
             for curve in self.curves.values():
@@ -116,9 +122,16 @@ def _metrics(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
                 yield (f"{split}/{key}" if has_split else key), float(number)
 
 
-def read_curves(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """Return step and value of each metric in *path*; nothing where there is no file."""
-    reader = CurveReader(path)
+def read_curves(
+    path: Path, failed_jobs: Iterable[str] = ()
+) -> dict[str, list[tuple[int, float]]]:
+    """Return step and value of each metric in *path*; nothing where there is no file.
+
+    Args:
+        path: The file.
+        failed_jobs: Attempts whose lines do not count: `ExperimentRecord.failed_jobs`.
+    """
+    reader = CurveReader(path, failed_jobs)
     reader.read()
     return reader.curves
 
@@ -126,7 +139,7 @@ def read_curves(path: Path) -> dict[str, list[tuple[int, float]]]:
 def summarise(curves: Mapping[str, Curve]) -> dict[str, MetricSummary]:
     """Return the last, least and greatest value of each metric.
 
-    A value that is not a number is neither the least nor the greatest, unless there is no
+    A value that is not finite is neither the least nor the greatest, unless there is no
     other. A metric without values has no summary.
 
     >>> summarise({"loss": [(1, 0.5), (2, 0.25), (3, 0.75)]})["loss"].min_step
@@ -137,7 +150,7 @@ def summarise(curves: Mapping[str, Curve]) -> dict[str, MetricSummary]:
 
 def _summary(curve: Curve) -> MetricSummary:
     last_step, last = curve[-1]
-    numbers = [point for point in curve if not math.isnan(point[1])] or curve
+    numbers = [point for point in curve if math.isfinite(point[1])] or curve
     min_step, low = min(numbers, key=lambda point: point[1])
     max_step, high = max(numbers, key=lambda point: point[1])
     return MetricSummary(

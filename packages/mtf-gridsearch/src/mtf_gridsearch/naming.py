@@ -105,7 +105,8 @@ class ExperimentNaming:
             if number is None or number < 1:
                 message = "a sequential name needs its number, counted from 1"
                 raise NamingError(message)
-            return _ending(base, f"_{number:04d}")
+            # Escaped, so that nobody takes a part of the base for a parameter.
+            return _ending(_escaped(base), f"_{number:04d}")
         identity = f"__{identity_of(values)}"
         if strategy is NamingStrategy.TIMESTAMP:
             return _ending(base, f"_{stamp or time.strftime(_STAMP)}{identity}")

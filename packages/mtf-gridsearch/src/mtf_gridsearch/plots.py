@@ -22,9 +22,9 @@ from mtf_gridsearch._marks import (
 from mtf_gridsearch._pictures import (
     cells_of,
     finish,
-    finite_values,
     missing_note,
     new_figure,
+    ranked_values,
     save,
     unique_handles,
     varying,
@@ -61,7 +61,7 @@ def plot_parameters(
         ValueError: If *mode* or *at* is another word, or the suffix of *path* is unknown.
         OSError: If the file cannot be written.
     """
-    values = finite_values(results, metric, mode, at)
+    values = ranked_values(results, metric, mode, at)
     keys = varying(results)
     num_columns = min(3, len(keys))
     num_rows = math.ceil(len(keys) / num_columns)
@@ -107,7 +107,7 @@ def plot_parallel(
         ValueError: If *mode* or *at* is another word, or the suffix of *path* is unknown.
         OSError: If the file cannot be written.
     """
-    values = finite_values(results, metric, mode, at)
+    values = ranked_values(results, metric, mode, at)
     keys = varying(results)
     figure = new_figure(max(6.4, 1.9 * (len(keys) + 1) + 0.8), 5.4)
     axes = figure.subplots()
@@ -152,7 +152,7 @@ def plot_heat_map(  # noqa: PLR0913 -- two axes, one value
         ValueError: If *mode* or *at* is another word, or the suffix of *path* is unknown.
         OSError: If the file cannot be written.
     """
-    values = finite_values(results, metric, mode, at)
+    values = ranked_values(results, metric, mode, at)
     for key in (x, y):
         if key not in results.parameters:
             known = ", ".join(results.parameters) or "none"
@@ -208,7 +208,8 @@ def plot_curves(
     drawn = []
     for record in results.records:
         file = results.folder / record.experiment_name / metrics_file.METRICS_NAME
-        if curve := metrics_file.read_curves(file).get(metric):
+        curves = metrics_file.read_curves(file, record.failed_jobs)
+        if curve := curves.get(metric):
             has_value = reason_to_leave_out(record, (metric,)) is None
             drawn.append((record, curve, has_value))
     if not drawn:

@@ -71,7 +71,10 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MetricSummary:
-    """One metric over a whole run; where several steps tie, the first."""
+    """One metric over a whole run; where several steps tie, the first.
+
+    *min* and *max* are of the finite values, unless there is none.
+    """
 
     last: float
     last_step: int
@@ -99,6 +102,8 @@ class ExperimentRecord:
         reason: Why it failed or was stopped; empty otherwise.
         started_at: When it was last submitted, and *ended_at* when it was seen to have
             ended: seconds since 1970.
+        failed_jobs: Of earlier attempts, those that failed of themselves: the next began
+            anew, and what they reported counts no more.
     """
 
     experiment_name: str
@@ -112,6 +117,7 @@ class ExperimentRecord:
     usage: Usage = field(default_factory=Usage)
     started_at: float | None = None
     ended_at: float | None = None
+    failed_jobs: tuple[str, ...] = ()
 
 
 class Supply(Protocol):
@@ -120,6 +126,10 @@ class Supply(Protocol):
     @property
     def total(self) -> int | None:
         """How many there will be in all; None where that is not known."""
+
+    @property
+    def metric(self) -> str | None:
+        """By which running experiments are stopped early; None if by no single one."""
 
     def take(self, most: int) -> Sequence[GridExperiment[Any]]:
         """Return up to *most* that were not taken before; none where none is ready now."""

@@ -12,10 +12,11 @@ and whatever leaves some out says how many and why. Writes nothing but
 * ``search``: the name of the folder
 * ``total``: how many experiments there are; ``counts``: how many have each status
 * ``parameters``, ``metrics``: the names that occur, in the order of first appearance
-* ``statistics``: by metric, ``mean``, ``std`` (None below two values), ``num_used`` and
-  ``left_out`` of the last values; ``left_out`` counts by reason
+* ``statistics``: by metric, ``mean``, ``std`` (None below two values), ``num_used``,
+  ``num_stopped`` and ``left_out`` of the last values; ``left_out`` counts by reason
 * ``experiments``: in planned order, objects of ``name``, ``identity``, ``status`` (a word of
-  `Status`), ``parameters`` (by dotted key), ``job_id``, ``attempts``, ``reason``,
+  `Status`), ``parameters`` (by dotted key), ``job_id`` (a path in the folder begins with
+  ``./``), ``attempts``, ``reason``,
   ``started_at``, ``ended_at`` (seconds since 1970), ``usage`` (``wall_s``, ``cpu_s``,
   ``max_rss_bytes``) and ``metrics``: by name, ``last``, ``last_step``, ``min``,
   ``min_step``, ``max``, ``max_step``
@@ -27,7 +28,6 @@ and ``-Infinity``.
 from __future__ import annotations
 
 import difflib
-import math
 import operator
 import statistics
 from collections import Counter
@@ -64,6 +64,8 @@ class Statistics:
     Attributes:
         mean: Over *num_used* experiments; None where there is none.
         std: Of a sample, so None below two.
+        num_stopped: How many of those used were stopped early by a rule, with the value
+            that they had come to.
         left_out: How many experiments are not in it, by reason; no reason has none.
     """
 
@@ -71,14 +73,17 @@ class Statistics:
     mean: float | None
     std: float | None
     num_used: int
+    num_stopped: int
     left_out: Mapping[str, int]
 
     def __str__(self) -> str:
         total = self.num_used + sum(self.left_out.values())
         mean = "no value" if self.mean is None else f"{self.mean:.6g}"
         spread = "" if self.std is None else f" ± {self.std:.2g}"
-        without = ", ".join(f"{count} {why}" for why, count in self.left_out.items())
-        end = f" (without {without})" if without else ""
+        notes = [f"{self.num_stopped} of them stopped early"] if self.num_stopped else []
+        if without := ", ".join(f"{count} {why}" for why, count in self.left_out.items()):
+            notes.append(f"without {without}")
+        end = f" ({'; '.join(notes)})" if notes else ""
         return f"{self.metric}: {mean}{spread} over {self.num_used} of {total}{end}"
 
 
@@ -171,7 +176,7 @@ class SearchResults:
         """Count the experiments that no ranking by *metrics* holds, by reason.
 
         The reasons are the statuses without a result, ``not reported`` and
-        ``not a number``.
+        ``not a number`` or ``infinite``: it ended so, or never was anything else.
         """
         reasons = (reason_to_leave_out(record, metrics) for record in self.records)
         return dict(sorted(Counter(filter(None, reasons)).items()))
@@ -291,6 +296,7 @@ class SearchResults:
         return plain
 
     def _object(self) -> dict[str, Any]:
+        folder = str(self.folder.absolute())
         return {
             "format": 1,
             "search": self.name,
@@ -301,7 +307,7 @@ class SearchResults:
             "statistics": {
                 metric: self._plain_statistics(metric) for metric in self.metrics
             },
-            "experiments": [record_object(record) for record in self.records],
+            "experiments": [record_object(record, folder) for record in self.records],
         }
 
     def _constant(self) -> dict[str, Any]:
@@ -341,6 +347,7 @@ class SearchResults:
 
     def _statistics(self, metric: str, mode: Mode, at: At) -> Statistics:
         values: list[float] = []
+        num_stopped = 0
         left_out: Counter[str] = Counter()
         for record in self.records:
             reason = reason_to_leave_out(record, (metric,))
@@ -349,14 +356,13 @@ class SearchResults:
                 left_out[str(reason)] += 1
             else:
                 values.append(value)
-        finite = all(map(math.isfinite, values))
-        # `fmean` and `stdev` refuse infinite values, which a mean may be.
-        mean = (statistics.fmean(values) if finite else sum(values)) if values else None
+                num_stopped += record.status is Status.STOPPED
         return Statistics(
             metric=metric,
-            mean=mean,
-            std=statistics.stdev(values) if finite and len(values) > 1 else None,
+            mean=statistics.fmean(values) if values else None,
+            std=statistics.stdev(values) if len(values) > 1 else None,
             num_used=len(values),
+            num_stopped=num_stopped,
             left_out=dict(sorted(left_out.items())),
         )
 
@@ -374,11 +380,12 @@ class SearchResults:
         if found := list(self._usable(metric, mode, at)):
             return found
         known = ", ".join(self.metrics) or "none"
+        left_out = ", ".join(f"{n} {why}" for why, n in self.left_out(metric).items())
         near = difflib.get_close_matches(metric, self.metrics, 1)
         hint = f"; did you mean {near[0]}?" if near and near[0] != metric else ""
         msg = (
             f"{self.folder}: no experiment has a result for the metric {metric!r}{hint} "
-            f"({self._counted()}; metrics: {known})"
+            f"({self._counted()}; without a result: {left_out or 'none'}; metrics: {known})"
         )
         raise ResultsError(msg)
 
@@ -387,7 +394,6 @@ def _with_live_metrics(record: ExperimentRecord, folder: Path) -> ExperimentReco
     """Return *record* with what it has reported so far, if it still runs."""
     if record.status not in _LIVE:
         return record
-    curves = metrics_file.read_curves(
-        folder / record.experiment_name / metrics_file.METRICS_NAME
-    )
+    path = folder / record.experiment_name / metrics_file.METRICS_NAME
+    curves = metrics_file.read_curves(path, record.failed_jobs)
     return replace(record, metrics=metrics_file.summarise(curves))

@@ -7,6 +7,7 @@ strategies that count or date apart. Nothing is written and nothing runs here.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import time
 from collections.abc import Iterator, Mapping
@@ -30,7 +31,7 @@ from mtf_gridsearch.naming import (
 )
 from mtf_gridsearch.records import GridExperiment
 
-__all__ = ["ParameterGridSearch"]
+__all__ = ["ParameterGridSearch", "text_of"]
 
 ConfigT = TypeVar("ConfigT")
 _MAX_EXPERIMENTS = 1_000_000
@@ -125,6 +126,12 @@ class ParameterGridSearch(Generic[ConfigT]):
         self._planned = self._by_content = None
         return self
 
+    def copy(self) -> Self:
+        """Return the same search; a grid that is added to one is not in the other."""
+        other = copy.copy(self)
+        other._grids = list(self._grids)  # noqa: SLF001 -- of this class
+        return other
+
     def plan(
         self, known: Mapping[str, str] | None = None
     ) -> tuple[GridExperiment[ConfigT], ...]:
@@ -144,6 +151,23 @@ class ParameterGridSearch(Generic[ConfigT]):
             self._planned = tuple(self._validated(self._combinations(), known))
             self._known, self._by_content = known, None
         return self._planned
+
+    def duplicates(self) -> list[tuple[GridExperiment[ConfigT], ...]]:
+        """Return experiments whose parameters differ and whose configs are the same.
+
+        Such as one that sets a parameter to what the base has, and one that leaves it. Each
+        is an experiment of its own, and is run: identity is of the parameters alone.
+
+        Raises:
+            GridError: As `plan`.
+            InvalidExperimentsError: As `plan`.
+        """
+        groups: dict[str, list[GridExperiment[ConfigT]]] = {}
+        for experiment in self.plan(self._known):
+            values = experiment.model_dump(mode="json")
+            values.pop(NAME, None)
+            groups.setdefault(identity_of(values), []).append(experiment)
+        return [tuple(group) for group in groups.values() if len(group) > 1]
 
     def generate_experiments(self) -> list[ConfigT]:
         """Return the configs of `plan`, of the type of the base.
@@ -174,7 +198,7 @@ class ParameterGridSearch(Generic[ConfigT]):
         try:
             config = self._base.applied(values, name)
         except UnfitError as error:
-            text = _text(values)
+            text = text_of(values)
             problems = [
                 Problem(parameters=text, key=key, reason=reason)
                 for key, reason in error.faults
@@ -263,7 +287,7 @@ class ParameterGridSearch(Generic[ConfigT]):
             except UnfitError as error:
                 num_invalid += 1
                 for key, reason in error.faults:
-                    problem = Problem(parameters=_text(values), key=key, reason=reason)
+                    problem = Problem(parameters=text_of(values), key=key, reason=reason)
                     problems.setdefault((key, reason), problem)
                 continue
             planned.append(
@@ -317,6 +341,7 @@ def _digest(config: Any) -> str:
     return identity_of(values)
 
 
-def _text(values: Mapping[str, Any]) -> str:
+def text_of(values: Mapping[str, Any]) -> str:
+    """Return a combination for a message: on one line, short."""
     text = ", ".join(f"{key}={shown(value)}" for key, value in values.items())
     return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."

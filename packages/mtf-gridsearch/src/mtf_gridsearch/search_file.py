@@ -18,25 +18,37 @@
 In place of a list a parameter may have ``{uniform: [low, high]}``, ``loguniform``,
 ``int`` or ``choice``; linked ones stand below one entry as ``{linked: {a: [...], b:
 [...]}}``; in place of a grid stand ``{concatenated: [...]}`` and ``{crossed: [...]}``.
+
+``entry_point`` says what experiments run; ``early_stopping`` and ``bayesian`` how the
+command line runs them: see `mtf_gridsearch._sections`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from mtf_gridsearch import _yaml
+from mtf_gridsearch import _sections, _yaml
 from mtf_gridsearch._plain import nearest, shown
+from mtf_gridsearch.early_stopping import EarlyStopping
 from mtf_gridsearch.errors import GridError
 from mtf_gridsearch.grid import Grid, ParameterGrid
 from mtf_gridsearch.naming import NamingStrategy
 from mtf_gridsearch.search import ParameterGridSearch
 
+if TYPE_CHECKING:
+    from mtf_gridsearch.bayes import BayesianSearch
+
 __all__ = ["SearchDefinition", "read", "write"]
 
-_SECTIONS = ("name", "naming", "base", "base_digest", "grids")
+_SECTIONS = (
+    *("name", "naming", "base", "base_digest", "grids"),
+    *("entry_point", "early_stopping", "bayesian"),
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,12 +59,40 @@ class SearchDefinition:
         name: None where the base config is to give it.
         grids: In order; may be empty.
         base: None where the file has none.
+        entry_point: What its experiments run; None where the file does not say.
+        early_stopping: The rule that ends bad ones early, if there is to be one.
+        bayesian: What makes a `BayesianSearch` of it, as it stands there; None for none.
     """
 
     name: str | None
     naming: NamingStrategy
     grids: tuple[Grid, ...]
     base: Mapping[str, Any] | None
+    entry_point: str | None = None
+    early_stopping: EarlyStopping | None = None
+    bayesian: Mapping[str, Any] | None = None
+
+    def bayesian_search(
+        self, base_config: Any = None, *, only: Literal["failed"] | None = None
+    ) -> BayesianSearch:
+        """Return the Bayesian search, over *base_config* or else the file's base.
+
+        Its grids are one: each trial is of one of them.
+
+        Raises:
+            GridError: If there is no base or grid, or an option is wrong.
+            NamingError: If there is no name, or it is none.
+        """
+        base = self.base if base_config is None else base_config
+        name = self.name or "search"
+        if base is None:
+            raise GridError(name, "has no base config: give one")
+        if not self.grids:
+            raise GridError(name, "has no grid: write one below `grids`")
+        grid = reduce(add, self.grids)
+        return _sections.bayesian_search(
+            self.bayesian, "bayesian", base, grid, name=self.name, only=only
+        )
 
     def search(self, base_config: Any = None) -> ParameterGridSearch[Any]:
         """Return the search, over *base_config* or else the file's base.
@@ -83,9 +123,10 @@ def read(path: Path) -> SearchDefinition:
         message = f"{unknown[0]!r} is not known{nearest(unknown[0], _SECTIONS)}"
         raise GridError(source, message)
     name, base = values.get("name"), values.get("base")
-    if name is not None and not isinstance(name, str):
-        place = f"{source}: name"
-        raise GridError(place, f"{shown(name)} is not text: quote it")
+    for key in ("name", "entry_point"):
+        if not isinstance(values.get(key), str | None):
+            place = f"{source}: {key}"
+            raise GridError(place, f"{shown(values[key])} is not text: quote it")
     if base is not None and not isinstance(base, dict):
         place = f"{source}: base"
         raise GridError(place, "write a mapping, or leave it away")
@@ -103,7 +144,17 @@ def read(path: Path) -> SearchDefinition:
         ParameterGrid.from_plain(grid, f"{source}: grids[{i}]")
         for i, grid in enumerate(grids)
     ]
-    return SearchDefinition(name=name, naming=naming, grids=tuple(read_grids), base=base)
+    return SearchDefinition(
+        name=name,
+        naming=naming,
+        grids=tuple(read_grids),
+        base=base,
+        entry_point=values.get("entry_point"),
+        early_stopping=_sections.early_stopping(
+            values.get("early_stopping"), f"{source}: early_stopping"
+        ),
+        bayesian=values.get("bayesian"),
+    )
 
 
 def write(path: Path, search: ParameterGridSearch[Any]) -> None:

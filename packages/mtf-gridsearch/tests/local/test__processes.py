@@ -113,3 +113,35 @@ def test_elsewhere_nothing_is_promised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setitem(sys.modules, "_ctypes", None)
     _processes.die_with_parent()
+
+
+SHARING = """
+import os, sys
+from mtf_gridsearch.local import _processes
+ready, at_ready = os.pipe()
+go_on, at_go_on = os.pipe()
+def wait():
+    os.write(at_ready, b"+")
+    os.close(at_go_on)
+    os.read(go_on, 1)
+    os._exit(0)
+if not os.fork():
+    hold = b"x" * (80 << 20)
+    for _ in range(2):
+        if not os.fork():
+            wait()
+    wait()
+seen = b""
+while len(seen) < 3:
+    seen += os.read(ready, 3)
+limit = 150 << 20
+print(_processes.memory_bytes(limit) <= limit, _processes.memory_bytes(1 << 40) > limit)
+"""
+
+
+def test_memory_that_is_shared_counts_once() -> None:
+    """Pages of forked workers count in each, and are parted before that is too much."""
+    ran = subprocess.run(
+        [sys.executable, "-c", SHARING], capture_output=True, encoding="utf-8", check=True
+    )
+    assert ran.stdout == "True True\n"

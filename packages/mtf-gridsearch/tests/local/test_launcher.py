@@ -278,11 +278,15 @@ def test_orphans_that_end_meanwhile(place: Place) -> None:
     text = """
     import os, subprocess, sys, time
     from pathlib import Path
-    code = "import os; os.fork() or open('orphan', 'w', encoding='utf-8').close()"
+    code = (
+        "import os; from pathlib import Path; "
+        "os.fork() or (Path('o').write_text(str(os.getpid()), 'utf-8'), os.rename('o', 'orphan'))"
+    )
     subprocess.run([sys.executable, "-c", code])
     while not Path("orphan").exists():
         time.sleep(0.01)
-    time.sleep(0.2)
+    while Path("/proc", Path("orphan").read_text("utf-8")).exists():  # until it is reaped
+        time.sleep(0.01)
     sys.exit(5)
     """
     assert place.run(text) == (JobState.FAILED, "exit code 5")
@@ -477,19 +481,6 @@ def test_memory_limit(place: Place) -> None:
     state, reason = place.run(text, memory_limit_bytes=120 << 20)
     assert state is JobState.FAILED
     assert "more than its limit of 125,829,120 bytes" in reason
-
-
-def test_memory_that_is_shared_counts_once(place: Place) -> None:
-    """Forked workers which share pages are no reason to end what keeps its limit."""
-    text = """
-    import os, time
-    hold = b"x" * (80 << 20)
-    if pids := [pid for pid in [os.fork() for _ in range(2)] if pid]:
-        time.sleep(1.5)
-    else:
-        time.sleep(300)
-    """
-    assert place.run(text, memory_limit_bytes=150 << 20)[0] is JobState.SUCCEEDED
 
 
 def test_usage(place: Place) -> None:
@@ -735,7 +726,9 @@ def test_a_submitter_that_hangs(place: Place, monkeypatch: pytest.MonkeyPatch) -
     assert not list(place.folder.glob("a/*.job"))
 
 
-def test_waits_for_one_that_is_just_ending(place: Place) -> None:
+def test_waits_for_one_that_is_just_ending(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A failed attempt whose runner still holds the lock delays the next, no more."""
     launcher = place.launcher("raise SystemExit(1)")
     first = place.submit(launcher)
@@ -743,22 +736,35 @@ def test_waits_for_one_that_is_just_ending(place: Place) -> None:
     place.wait_for(lambda: not is_alive(facts(first, "runner")["pid"]))
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(place.folder / "a" / ".lock")],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
+    assert holder.stdin is not None
     assert holder.stdout is not None
     holder.stdout.readline()
+    try_lock = _files.try_lock
+    waited: list[str] = []
+
+    def watched(path: str) -> int | None:
+        fd = try_lock(path)
+        if fd is None and not waited:
+            waited.append(path)
+            holder.communicate()  # which ends it
+        return fd
+
+    monkeypatch.setattr(_files, "try_lock", watched)
     second = place.submit(launcher)
-    holder.communicate()
+    assert waited == [str(place.folder / "a" / ".lock")]
     assert Path(second).name == "a.2"
     place.until(launcher, second, JobState.FAILED)
 
 
 HOLDER = """
-import fcntl, sys, time
+import fcntl, sys
 file = open(sys.argv[1], encoding="utf-8")
 fcntl.flock(file, fcntl.LOCK_EX)
 print("held", flush=True)
-time.sleep(0.3)
+sys.stdin.read()
 """
 
 

@@ -115,7 +115,10 @@ class LocalLauncher:
             str(memory_limit_bytes or 0),
             str(grace_s),
         )
-        self._command = [_found_python(python), *_arguments(str(entry_point))]
+        arguments = _arguments(str(entry_point))
+        self._command = [_found_python(python), *arguments]
+        # What tells searches apart that must not mix.
+        self.entry_point = arguments[0] if len(arguments) == 1 else str(entry_point)
         self._env = _checked_env(env or {})
         self._submitted_s = time.monotonic()
 

@@ -99,8 +99,8 @@ class Place:
 
     def touch(self) -> None:
         """Show that the locks are in use."""
-        for path in self._paths:
-            os.utime(path)
+        for fd in self.fds:
+            os.utime(fd)
 
 
 def _take_place(places: list[Place], signals: Signals) -> Place | None:
@@ -300,16 +300,18 @@ def main(arguments: list[str]) -> None:
             limits of `Watch`; the folder of the places, how many there are, the devices
             that they are, if they are; ``--``; its command.
     """
-    job_id, lock_fd, time_limit_s, memory_limit_bytes, grace_s, *rest = arguments
+    job_path, lock_fd, time_limit_s, memory_limit_bytes, grace_s, *rest = arguments
     folder, count, *devices = rest[: rest.index("--")]
     command = rest[rest.index("--") + 1 :]
     os.setsid()
     signals = Signals()
+    # From here on files are named from the folder, which may be moved meanwhile.
+    folder_of_job, job_id = os.path.split(job_path)  # as above
+    os.chdir(folder_of_job)
     path = job_id + ".job"
     began = _processes.began("self")
     _files.append_line(path, "runner", {"pid": os.getpid(), "began": began})
     _processes.adopt_orphans()
-    os.chdir(os.path.dirname(job_id))  # noqa: PTH120 -- as above
     names = devices or [str(number) for number in range(int(count))]
     place = _take_place([Place(folder, name) for name in names], signals)
     if place is None:
