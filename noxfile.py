@@ -60,6 +60,9 @@ BENCHED = [p for p in PROJECTS if Path("benchmarks", p.removeprefix("mtf-")).is_
 BUILD = ("uv", "build", "--quiet", "--clear", "--no-create-gitignore")
 WHEELS: dict[str, Path] = {}
 
+# A process of tests for each core; a worker with nothing left takes over from the others.
+ON_ALL_CORES = ("--numprocesses=logical", "--maxprocesses=8", "--dist=worksteal")
+
 per_package = nox.parametrize("package", [nox.param(p, id=p) for p in PROJECTS])
 
 
@@ -73,6 +76,12 @@ def require_torch(session: nox.Session, give_up: Callable[[str], NoReturn]) -> N
     plain_is_fine = sys.platform != "linux" or "UV_TORCH_BACKEND" in os.environ
     if not (python in TORCH if TORCH else plain_is_fine or python == MAIN):
         give_up(f"no torch without CUDA at hand for Python {python}")
+
+
+def workers(folder: str) -> tuple[str, ...]:
+    """Return pytest's options for the tests of *folder*, if they are made to run so."""
+    group = nox.project.load_toml(f"{folder}/pyproject.toml")["dependency-groups"]["test"]
+    return ON_ALL_CORES if "pytest-xdist" in str(group) else ()
 
 
 def install(session: nox.Session, *args: str, locked: bool = True) -> None:
@@ -179,11 +188,17 @@ def tests(session: nox.Session, package: str) -> None:
     """
     module = install_alone(session, package)
     data = Path(session.create_tmp()) / "coverage"
-    env = {"COVERAGE_FILE": str(data), "PYTHONWARNDEFAULTENCODING": "1"}
+    env = {
+        "COVERAGE_FILE": str(data),
+        "PYTHONWARNDEFAULTENCODING": "1",
+        # Else each process that a test starts compiles all of torch anew.
+        "PYTHONDONTWRITEBYTECODE": None,
+    }
     is_main = session.python == MAIN
     chosen = session.posargs or ([] if is_main else ["-m", "not slow"])
     # --pyargs and --doctest-modules run the examples in the installed docstrings too.
     pytest = ("-m", "pytest", "--pyargs", module, "--doctest-modules")
+    pytest += workers(f"packages/{package}")
     python = ("coverage", "run", f"--source={module}") if is_main else ("python",)
     session.run("coverage", "erase", env=env)
     session.run(*python, *pytest, f"packages/{package}/tests", *chosen, env=env)
@@ -220,14 +235,26 @@ def integration(session: nox.Session) -> None:
     """Test the packages together, the demos, and every example of the documents."""
     install_together(session, "--group=test", "--group=demo")
     chosen = session.posargs or ["tests-integration", "-m", "not slurm"]
-    session.run("pytest", *chosen)
+    session.run("pytest", *workers("."), *chosen)
 
 
-@nox.session(python=MAIN, default=False)
+@nox.session(python=MAIN)
 def slurm(session: nox.Session) -> None:
-    """Test on a real Slurm cluster, which is started in containers and taken down."""
+    """Test on a real Slurm cluster, which is started in containers and taken down.
+
+    Skipped on a machine that has not what starts one, unless `MTF_SLURM_REQUIRED` is set.
+    """
+    engines = ("podman", "docker", "slurmctld")
+    if "MTF_SLURM_REQUIRED" not in os.environ:
+        if not shutil.which("sbatch"):
+            session.skip("no commands of Slurm: install the package slurm-client")
+        if not any(map(shutil.which, engines)):
+            session.skip(f"nothing to run a cluster in: none of {', '.join(engines)}")
     install_together(session, "--group=test")
-    session.run("pytest", *(session.posargs or ["tests-integration/slurm"]))
+    # Else each job compiles anew what it imports.
+    env = {"PYTHONDONTWRITEBYTECODE": None}
+    chosen = session.posargs or ["tests-integration", "-m", "slurm"]
+    session.run("pytest", *chosen, env=env)
 
 
 @nox.session(python=MAIN, default=False)

@@ -1,19 +1,15 @@
 """Runs one scenario in two processes over gloo, for the tests that need that.
 
 A test calls `run_pair`, which starts this file twice as srun would, by environment
-variables alone; each process writes ``<scenario>_<rank>.json`` into the folder it is given.
+variables alone (with the fixture ``launch``); each process writes ``<scenario>_<rank>.json`` into the folder it is given.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 import shutil
-import signal
-import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -44,48 +40,22 @@ DEADLINE_S = 120
 
 
 def run_pair(
-    scenario: str, folder: Path, *arguments: str, check: bool = True
+    launch: Callable[..., Any],
+    scenario: str,
+    folder: Path,
+    *arguments: str,
+    check: bool = True,
 ) -> list[Any]:
     """Run *scenario* in two processes.
 
     Returns what each reported; with *check* false, each one's exit code and stderr.
     """
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    environ = os.environ | {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "NODE_RANK": "0",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONWARNINGS": "default",
-    }
-    command = [sys.executable, __file__, scenario, str(folder), *arguments]
-    # Files, since a full pipe would hold a process up.
-    stderrs = [folder / f"{scenario}_{rank}.stderr" for rank in (0, 1)]
-    processes = []
-    try:
-        for rank in (0, 1):
-            with stderrs[rank].open("wb") as stderr:
-                process = subprocess.Popen(
-                    command,
-                    env=environ | {"LOCAL_RANK": str(rank)},
-                    stdout=subprocess.DEVNULL,
-                    stderr=stderr,
-                    start_new_session=True,
-                )
-            processes.append(process)
-        for process in processes:
-            process.wait(timeout=DEADLINE_S)
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-    told = [path.read_text("utf-8") for path in stderrs]
-    codes = [process.returncode for process in processes]
+    command = (__file__, scenario, folder, *arguments)
+    ended = launch(*command, processes=2, timeout_s=DEADLINE_S)
     if not check:
-        return list(zip(codes, told, strict=True))
-    assert codes == [0, 0], "\n".join(told)
+        return [(each.code, each.err) for each in ended]
+    told = "\n".join(each.err for each in ended)
+    assert [each.code for each in ended] == [0, 0], told
     names = [f"{scenario}_{rank}.json" for rank in (0, 1)]
     return [json.loads((folder / name).read_text("utf-8")) for name in names]
 

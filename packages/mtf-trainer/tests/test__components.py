@@ -294,6 +294,90 @@ def test_a_config_that_is_none_is_told(registry: Registry) -> None:
         components_from_config(cast(Any, "config.yaml"), registry)
 
 
+def test_schedulers_of_schedulers_are_built(
+    registry: Registry, config: dict[str, Any]
+) -> None:
+    """One after the other and chained, over the one optimizer."""
+    warm_up = {"type": "linearlr", "start_factor": 0.5, "total_iters": 2}
+    half = {"type": "exponentiallr", "gamma": 0.5}
+    in_turn = {"type": "sequentiallr", "schedulers": [warm_up, half], "milestones": [2]}
+    slower = {"type": "exponentiallr", "gamma": 0.9}
+    config["scheduler"] = {"type": "ChainedScheduler", "schedulers": [in_turn, slower]}
+
+    built = components_from_config(config, registry)
+
+    def rates(optimizer: torch.optim.Optimizer, scheduler: Any) -> list[float]:
+        found = []
+        for _ in range(5):
+            found.append(float(optimizer.param_groups[0]["lr"]))
+            optimizer.step()
+            scheduler.step()
+        return found
+
+    by_hand = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.25)
+    kinds = torch.optim.lr_scheduler
+    parts: list[Any] = [
+        kinds.LinearLR(by_hand, 0.5, total_iters=2),
+        kinds.ExponentialLR(by_hand, 0.5),
+    ]
+    sequence = kinds.SequentialLR(by_hand, parts, [2])
+    both = kinds.ChainedScheduler([sequence, kinds.ExponentialLR(by_hand, 0.9)])
+    assert rates(built.optimizer, built.scheduler) == rates(by_hand, both)
+    config["scheduler"] = {**in_turn, "schedulers": [half, config["scheduler"]]}
+    with pytest.raises(ValueError, match=r"scheduler\.schedulers: .* made of others"):
+        components_from_config(config, registry)
+
+
+@pytest.mark.parametrize("name", ["LambdaLR", "multiplicativelr"])
+def test_scheduler_of_a_function_is_refused(
+    registry: Registry, config: dict[str, Any], name: str
+) -> None:
+    """A config has no functions; the error tells the way there is."""
+    inner = {"type": name, "lr_lambda": "lambda n: 0.9**n"}
+    config["scheduler"] = {"type": "chainedscheduler", "schedulers": [inner]}
+
+    with pytest.raises(
+        ValueError,
+        match=rf"scheduler\.schedulers\.0\.type: {name} takes a function.*@reg",
+    ):
+        components_from_config(config, registry)
+
+
+@pytest.mark.parametrize("given", [None, [], {"type": "steplr"}, "steplr"])
+def test_schedulers_of_a_scheduler_are_a_list(
+    registry: Registry, config: dict[str, Any], given: object
+) -> None:
+    """Anything else is named."""
+    config["scheduler"] = {"type": "chainedscheduler", "schedulers": given}
+
+    with pytest.raises(TypeError, match=r"scheduler\.schedulers must be a list of sch"):
+        components_from_config(config, registry)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "told"),
+    [
+        ("optimizer", "lr", "1e-3", "optimizer.lr must be a number, not '1e-3': YAML"),
+        ("optimizer", "betas", [0.9, "1e-9"], "optimizer.betas.1 must.*write 1.0e-09"),
+        ("scheduler", "eta_min", "1e-4", "scheduler.eta_min must.*write 0.0001"),
+        ("training", "max_grad_norm", "1e1", "max_grad_norm must.*write 10.0"),
+    ],
+)
+def test_number_that_yaml_took_for_text_is_named(
+    registry: Registry,
+    config: dict[str, Any],
+    section: str,
+    key: str,
+    value: object,
+    told: str,
+) -> None:
+    """With the way to write it; ``1e-3`` has no point, and YAML 1.1 wants one."""
+    config[section] = {**config[section], key: value}
+
+    with pytest.raises(TypeError, match=told):
+        components_from_config(config, registry)
+
+
 @pytest.mark.parametrize(
     "path", ["os:system", "subprocess:run", "torch.hub:load", "builtins:exec"]
 )

@@ -319,6 +319,32 @@ def test_half_a_state_is_refused(given: str, missing: str) -> None:
         Hooks([callback_with(on_epoch_end=one, **{given: one})])
 
 
+def test_end_is_wanted_while_one_wants_it() -> None:
+    """An attribute that is true counts, one that raises names its callback."""
+
+    class Wants:
+        wants_end = False
+
+        def on_fit_end(self, trainer: object, result: object) -> None: ...
+
+    class Fails(Wants):
+        @property
+        def wants_end(self) -> bool:  # type: ignore[override]
+            message = "not now"
+            raise RuntimeError(message)
+
+    wants = Wants()
+    hooks = Hooks([EarlyStopping("loss"), wants])
+
+    found = [hooks.want_end]
+    wants.wants_end = True
+    found.append(hooks.want_end)
+
+    assert found == [False, True]
+    with pytest.raises(CallbackError, match=r"Fails failed in wants_end: .*not now"):
+        _ = Hooks([Fails()]).want_end
+
+
 def test_states_go_through_a_file_that_runs_no_code() -> None:
     """What is saved is loaded with weights_only and given back to each callback."""
     extra = {"a": [1, 2.5, "x", b"y", None, True, {"b": torch.ones(2)}]}
@@ -411,7 +437,10 @@ def test_a_callback_that_does_not_take_its_state_is_named() -> None:
     """An error while loading names the callback too."""
     hooks = Hooks([Counter()])
 
-    with pytest.raises(CallbackError, match="Counter failed in load_state_dict: KeyErr"):
+    with pytest.raises(
+        CallbackError,
+        match=r"Counter failed in load_state_dict, given callbacks\.0\.state of run/.*KeyErr",
+    ):
         hooks.load_state_dict([{"type": "Counter", "state": {}}], PATH)
 
 

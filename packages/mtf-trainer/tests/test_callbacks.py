@@ -11,24 +11,12 @@ from mtf_trainer.callbacks import HOOKS, Callback, EarlyStopping
 from mtf_trainer.phases import Phase
 
 
-class Trainer:
-    """Notes whether the end was asked for."""
-
-    def __init__(self) -> None:
-        self.ended = 0
-
-    def request_end(self) -> None:
-        """Count the requests."""
-        self.ended += 1
-
-
 def epochs(callback: EarlyStopping, values: list[float]) -> list[bool]:
-    """Return after each of *values* whether the end was asked for there."""
+    """Return after each of *values* whether the end was wanted there."""
     ended = []
     for value in values:
-        trainer = Trainer()
-        callback.on_epoch_metrics(trainer, {"loss": value, "other": 0.0})
-        ended.append(bool(trainer.ended))
+        callback.on_epoch_metrics(object(), {"loss": value, "other": 0.0})
+        ended.append(callback.wants_end)
     return ended
 
 
@@ -51,7 +39,7 @@ def test_every_phase_has_a_hook_that_is_documented() -> None:
 
 
 def test_patience_counts_epochs_in_a_row() -> None:
-    """An improvement starts the count anew; the epoch that fills it asks for the end."""
+    """An improvement starts the count anew; the epoch that fills it wants the end."""
     callback = EarlyStopping("loss", patience=2)
 
     assert epochs(callback, [5, 4, 4, 3, 3, 3]) == [False] * 5 + [True]
@@ -59,11 +47,22 @@ def test_patience_counts_epochs_in_a_row() -> None:
     assert callback.epochs_without == 2
 
 
-def test_each_further_epoch_asks_again() -> None:
-    """A run that goes on after the end was asked for hears it at the next epoch."""
+def test_each_further_epoch_wants_it_again() -> None:
+    """A run that goes on after the end was wanted hears it at the next epoch."""
     callback = EarlyStopping("loss", patience=1)
 
     assert epochs(callback, [1, 2, 2]) == [False, True, True]
+
+
+def test_another_patience_judges_what_was_counted() -> None:
+    """What was saved is the count, not the decision: a greater patience wants no end."""
+    first, patient = EarlyStopping("loss", 1), EarlyStopping("loss", 2)
+    epochs(first, [1, 2])
+
+    patient.load_state_dict(first.state_dict())
+
+    assert (first.wants_end, patient.wants_end) == (True, False)
+    assert epochs(patient, [2]) == [True]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +93,7 @@ def test_what_is_not_a_number_is_no_improvement() -> None:
 
 @pytest.mark.parametrize("stop_at", range(7))
 def test_it_goes_on_from_its_state(stop_at: int) -> None:
-    """Saved and loaded after any epoch, it asks at the same epochs."""
+    """Saved and loaded after any epoch, it wants the end at the same epochs."""
     values = [5.0, 4.0, 4.5, 3.0, 3.5, 3.2]
     straight = epochs(EarlyStopping("loss", patience=2), values)
     first, second = (EarlyStopping("loss", patience=2) for _ in range(2))
@@ -115,7 +114,7 @@ def test_a_metric_that_is_not_there_is_an_error(
 ) -> None:
     """What can never be judged is not ignored: the names there are are told."""
     with pytest.raises(KeyError, match=told):
-        EarlyStopping("val_loss").on_epoch_metrics(Trainer(), metrics)
+        EarlyStopping("val_loss").on_epoch_metrics(object(), metrics)
 
 
 @pytest.mark.parametrize(

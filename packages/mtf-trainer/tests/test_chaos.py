@@ -1,10 +1,9 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,19 +11,14 @@ SCRIPT = Path(__file__).with_name("chaos.py")
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_it_ends_the_same(tmp_path: Path) -> None:
+def test_killed_at_random_moments_it_ends_the_same(
+    tmp_path: Path, launch: Callable[..., Any]
+) -> None:
     """A dozen SIGKILLs in steps and saves: the bytes are those of runs never killed."""
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--kills", "12", "--seed", "1", str(tmp_path)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        encoding="utf-8",
-        timeout=300,
-        check=False,
-    )
+    (done,) = launch(SCRIPT, "--kills", 12, "--seed", 1, tmp_path)
 
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
     assert told["kills"] == 12
     assert told["wrong"] == []
     assert told["runs"] >= 1

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import threading
 import uuid
@@ -774,15 +772,12 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.slow
-def test_training_is_killed_while_it_is_written(folder: Path) -> None:
+def test_training_is_killed_while_it_is_written(
+    folder: Path, launch: Callable[..., Any]
+) -> None:
     """The process that writes finishes, and the next start waits for it and goes on."""
-    died = subprocess.run(
-        [sys.executable, "-c", KILLED, str(folder)],
-        check=False,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert died.returncode == -9
+    (died,) = launch("-c", KILLED, folder, timeout_s=120)
+    assert died.code == -9, died.err
 
     with CheckpointManager(folder, replace(SETTINGS, asynchronous=True)) as manager:
         manager.prepare()

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,16 +62,13 @@ def test_frozen_layers_and_hidden_buffers(
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
-def test_several_loaders_on_two_processes(tmp_path: Path, accumulation: int) -> None:
+def test_several_loaders_on_two_processes(
+    tmp_path: Path, launch: Callable[..., Any], accumulation: int
+) -> None:
     """Where windows end ragged, processes keep the same weights; stopped and gone on, too."""
-    script = str(Path(__file__).with_name("varied_runs.py"))
-    subprocess.run(
-        [sys.executable, script, str(tmp_path), str(accumulation)],
-        check=True,
-        timeout=LAUNCHED_S,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-    )
+    script = Path(__file__).with_name("varied_runs.py")
+    for done in launch(script, tmp_path, accumulation, processes=2):
+        assert done.code == 0, done.err
 
     told = [json.loads((tmp_path / f"rank{n}.json").read_text("utf-8")) for n in (0, 1)]
     assert told[0]["weights"] == told[1]["weights"]
@@ -82,24 +79,32 @@ def test_several_loaders_on_two_processes(tmp_path: Path, accumulation: int) -> 
 @pytest.mark.parametrize(
     ("launcher", "processes"),
     [
-        ((), 3),
+        (None, 3),
+        ((), 2),
         (("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"), 2),
     ],
-    ids=["three processes", "torchrun"],
+    ids=["three processes", "Fabric", "torchrun"],
 )
 def test_other_launches(
-    tmp_path: Path, launcher: tuple[str, ...], processes: int
+    tmp_path: Path,
+    launch: Callable[..., Any],
+    launcher: tuple[str, ...] | None,
+    processes: int,
 ) -> None:
-    """Stopped at every ninth edge: three processes, and two that torchrun starts."""
+    """Stopped at every ninth edge: three processes, two that Fabric or torchrun starts."""
     script = str(Path(__file__).with_name("exact_runs.py"))
     arguments = [str(tmp_path), "2", "0", "9", str(processes)]
-    subprocess.run(
-        [sys.executable, *launcher, script, *arguments],
-        check=True,
-        timeout=LAUNCHED_S,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-    )
+    if launcher is None:
+        for done in launch(script, *arguments, processes=processes):
+            assert done.code == 0, done.err
+    else:
+        subprocess.run(
+            [sys.executable, *launcher, script, *arguments],
+            check=True,
+            timeout=LAUNCHED_S,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+        )
 
     for rank in range(processes):
         told = json.loads((tmp_path / f"rank{rank}.json").read_text("utf-8"))

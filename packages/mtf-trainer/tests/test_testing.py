@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,6 @@ from mtf_trainer.testing import Edge, run_whole, run_with_stops
 pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent
-TWO_PROCESSES_S = 300
 
 
 @pytest.fixture
@@ -108,18 +105,16 @@ def test_number_of_loader_workers_changes_nothing(
     ("accumulation", "workers", "stride"), [(1, 0, 3), (3, 0, 2), (3, 2, 7)]
 )
 def test_two_processes_stopped_at_edges_end_the_same(
-    tmp_path: Path, accumulation: int, workers: int, stride: int
+    tmp_path: Path,
+    launch: Callable[..., Any],
+    accumulation: int,
+    workers: int,
+    stride: int,
 ) -> None:
     """Two processes, DDP over gloo: as one, and together each sample once an epoch."""
-    arguments = [str(tmp_path), *map(str, (accumulation, workers, stride))]
-    environ = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [sys.executable, str(HERE / "exact_runs.py"), *arguments],
-        check=True,
-        timeout=TWO_PROCESSES_S,
-        env=environ,
-        capture_output=True,
-    )
+    arguments = (tmp_path, accumulation, workers, stride)
+    for done in launch(HERE / "exact_runs.py", *arguments, processes=2):
+        assert done.code == 0, done.err
 
     told = [json.loads((tmp_path / f"rank{n}.json").read_text("utf-8")) for n in (0, 1)]
     assert [each["wrong"] for each in told] == [[], []]

@@ -5,9 +5,7 @@ import json
 import math
 import shutil
 import signal
-import threading
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +18,17 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 from mtf_trainer import (
     EXIT_RESUME,
     CallbackError,
-    CheckpointManager,
-    CheckpointMismatchError,
     CheckpointSettings,
     CheckpointWarning,
     CheckpointWriteError,
     DivergenceError,
     GenericTrainer,
     GenericTrainerConfig,
-    Limits,
     MetricsFileError,
+    MultiLoader,
     NothingToResumeError,
     Phase,
     RegistryError,
-    SchedulerSpec,
     SnapshotSettings,
     StopReason,
     read_metrics,
@@ -215,42 +210,6 @@ def test_signal_when_all_is_done_changes_nothing(
     assert result.exit_code == 0
 
 
-def test_program_can_ask_for_a_stop(
-    make_trainer: MakeTrainer, loader: DataLoader[Any]
-) -> None:
-    """What `stop` asks for is done at the next safe point; outside of fit it is nothing."""
-
-    def step(trainer: GenericTrainer, batch: Any, batch_idx: int) -> Tensor:
-        if trainer.global_step == 3:
-            trainer.stop()
-        return cross_entropy(trainer, batch, batch_idx)
-
-    trainer = make_trainer(step=step)
-    trainer.stop()
-
-    assert trainer.fit(loader).global_step == 3
-
-
-def test_steps_can_be_limited_and_the_rest_done_later(
-    make_trainer: MakeTrainer, loader: DataLoader[Any], tmp_path: Path
-) -> None:
-    """Eight steps, then all, are the same as all at once."""
-    whole = make_trainer(run_dir=tmp_path / "whole")
-    whole.fit(loader, max_epochs=2)
-    expected = final_state(whole)
-
-    first = make_trainer().fit(loader, max_epochs=2, max_steps=8)
-    again = make_trainer().fit(loader, max_epochs=2, max_steps=8)
-    last = make_trainer()
-    result = last.fit(loader, max_epochs=2)
-
-    assert first.reason is again.reason is StopReason.MAX_STEPS
-    assert first.exit_code == 0
-    assert (first.epoch, first.global_step, again.global_step) == (1, 8, 8)
-    assert result.reason is StopReason.COMPLETED
-    assert_same_run(final_state(last), expected)
-
-
 def test_requeue_is_called_when_there_is_more_to_do(
     make_trainer: MakeTrainer, loader: DataLoader[Any]
 ) -> None:
@@ -262,41 +221,6 @@ def test_requeue_is_called_when_there_is_more_to_do(
     assert called == ["requeue"]
     make_trainer(parts=parts).fit(loader)
     assert called == ["requeue"]
-
-
-def test_time_limit_saves_and_stops(
-    make_trainer: MakeTrainer, loader: DataLoader[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """At the end that the job's environment tells, less the grace, the run is saved."""
-    end = str(int(datetime.now(UTC).timestamp()) + 20)
-    monkeypatch.setenv("SLURM_JOB_END_TIME", end)
-
-    result = make_trainer(limits=Limits(grace_s=60)).fit(loader)
-
-    assert result.reason is StopReason.LIMIT
-    assert result.exit_code == EXIT_RESUME
-    assert result.checkpoint is not None
-    assert result.global_step < 6
-
-
-def test_signals_are_left_alone_when_told_so(
-    make_trainer: MakeTrainer, loader: DataLoader[Any]
-) -> None:
-    """Switched off, or in another thread, the process's own handlers stay."""
-    handlers = []
-
-    def step(trainer: GenericTrainer, batch: Any, batch_idx: int) -> Tensor:
-        handlers.append(signal.getsignal(signal.SIGTERM))
-        return cross_entropy(trainer, batch, batch_idx)
-
-    make_trainer(step=step, handle_signals=False).fit(loader)
-    trainer = make_trainer(step=step)
-    thread = threading.Thread(target=trainer.fit, args=(loader, None, 2))
-    thread.start()
-    thread.join()
-
-    assert trainer.epoch == 2
-    assert set(handlers) == {signal.getsignal(signal.SIGTERM)}
 
 
 def test_completed_run_returns_at_once(
@@ -441,45 +365,6 @@ def test_damaged_checkpoint_falls_back(
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics
     assert result.checkpoint == expected_path
     make_trainer().fit(loader, max_epochs=3)
-
-
-def test_other_model_is_refused_and_unchanged(
-    make_trainer: MakeTrainer, loader: DataLoader[Any]
-) -> None:
-    """A checkpoint that does not fit names file and key, and touches nothing."""
-    make_trainer().fit(loader)
-    other = nn.Linear(4, 2)
-    before = other.weight.detach().clone()
-
-    with pytest.raises(
-        CheckpointMismatchError, match=r"\.ckpt: model\.weight: is missing"
-    ):
-        make_trainer(model=other).fit(loader)
-
-    assert torch.equal(other.weight, before)
-
-
-def test_other_number_of_processes_is_told(
-    make_trainer: MakeTrainer, loader: DataLoader[Any], tmp_path: Path
-) -> None:
-    """Going on from a checkpoint of two processes with one works, with a warning."""
-    trainer = make_trainer()
-    path = trainer.fit(loader).checkpoint
-    assert path is not None
-    content = torch.load(path, weights_only=True)
-    content["locals"] *= 2
-    content["world_size"] = 2
-    settings = CheckpointSettings(asynchronous=False)
-    with CheckpointManager(path.parent, settings) as manager:
-        manager.save(content, epoch=1, global_step=7, metrics={})
-
-    with pytest.warns(
-        CheckpointWarning, match="written by 2 processes and is continued by 1"
-    ):
-        result = make_trainer().fit(loader, max_epochs=2)
-
-    assert result.epoch == 2
-    assert (tmp_path / "run").is_dir()
 
 
 def test_full_disk_keeps_the_last_good_checkpoint(
@@ -637,59 +522,6 @@ def test_trackers_are_told_and_rewound(
     ]
 
 
-def test_predictions_come_in_order(
-    make_trainer: MakeTrainer, data: TensorDataset
-) -> None:
-    """Outputs of all batches, in evaluation mode, which is put back."""
-    trainer = make_trainer()
-    trainer.model.train()
-
-    batches = trainer.predict(DataLoader(data, batch_size=8))
-
-    assert trainer.model.training
-    trainer.model.eval()
-    with torch.no_grad():
-        expected = trainer.model(data.tensors[0])
-    torch.testing.assert_close(torch.cat(batches), expected)
-
-
-@pytest.mark.parametrize("kind", [list, dict])
-def test_predictions_take_the_first_of_a_batch(
-    make_trainer: MakeTrainer, data: TensorDataset, kind: type
-) -> None:
-    """What a mapping or a sequence holds first is what the model gets."""
-    x_ND = data.tensors[0]
-    rows: Any = [{"x": x} if kind is dict else [x, 0] for x in x_ND]
-
-    batches = make_trainer().predict(DataLoader(rows, batch_size=43))
-
-    assert [batch.shape for batch in batches] == [(43, 2)]
-
-
-def test_average_of_the_weights_is_what_is_evaluated(
-    make_trainer: MakeTrainer, data: TensorDataset, loader: DataLoader[Any]
-) -> None:
-    """Validation sees the averaged weights, and training goes on with its own."""
-    seen: list[Tensor] = []
-
-    def step(trainer: GenericTrainer, batch: Any, batch_idx: int) -> Tensor:
-        weight = next(iter(trainer.model.parameters())).detach().clone()
-        if not torch.is_grad_enabled():
-            seen.append(weight)
-        return cross_entropy(trainer, batch, batch_idx)
-
-    trainer = make_trainer(step=step, ema_decay=0.5)
-    val = DataLoader(data, batch_size=43)
-    trainer.fit(loader, val)
-    own = next(iter(trainer.model.parameters())).detach().clone()
-
-    trainer.validate(val)
-
-    assert torch.equal(seen[0], seen[1])
-    assert not torch.equal(seen[0], own)
-    assert torch.equal(next(iter(trainer.model.parameters())), own)
-
-
 def test_label_smoothing_is_for_training_alone(
     make_trainer: MakeTrainer, data: TensorDataset
 ) -> None:
@@ -702,8 +534,6 @@ def test_label_smoothing_is_for_training_alone(
     batches = DataLoader(data, batch_size=43)
     plain = make_trainer(model=nn.Linear(4, 2), step=step)
     before = plain.validate(batches)["loss"]
-    with pytest.raises(ValueError, match=r"label_smoothing is set.*cross_entropy"):
-        make_trainer(step=cross_entropy, label_smoothing=0.1).fit(batches)
     rows: list[float] = []
 
     class Notes:
@@ -720,6 +550,42 @@ def test_label_smoothing_is_for_training_alone(
 
     assert rows[0] != pytest.approx(before)
     assert smooth.validate(batches)["loss"] == pytest.approx(rows[1])
+
+
+def test_label_smoothing_that_no_step_uses_is_refused_at_once(
+    make_trainer: MakeTrainer, data: TensorDataset, loader: DataLoader[Any]
+) -> None:
+    """Behind the first batch, before a step is taken; of several loaders one may not."""
+
+    def unused(trainer: GenericTrainer, batch: Any, batch_idx: int) -> Tensor:
+        steps.append(trainer.global_step)
+        return cross_entropy(trainer, batch, batch_idx)
+
+    def used_by_one(trainer: GenericTrainer, batch: Any, _: int) -> Tensor:
+        x_BD, y_B = batch
+        z_BC = trainer.model(x_BD)
+        if trainer.loader_name == "b":
+            return trainer.cross_entropy(z_BC, y_B)
+        return nn.functional.cross_entropy(z_BC, y_B)
+
+    def validates(trainer: GenericTrainer, batch: Any, _: int) -> Tensor:
+        x_BD, y_B = batch
+        return trainer.cross_entropy(trainer.model(x_BD), y_B)
+
+    steps: list[int] = []
+    refused = make_trainer(
+        step=unused, label_smoothing=0.1, parts={"validation_step": validates}
+    )
+    refused.validate(loader)
+    with pytest.raises(ValueError, match=r"label_smoothing is set.*cross_entropy"):
+        refused.fit(loader)
+    assert steps == [0]
+
+    loaders = MultiLoader({"a": loader, "b": DataLoader(data, batch_size=8)})
+    two = make_trainer(step=used_by_one, label_smoothing=0.1)
+    assert two.fit(loaders).epoch == 1
+    with pytest.raises(ValueError, match=r"label_smoothing is set.*cross_entropy"):
+        make_trainer(step=unused, label_smoothing=0.1).fit(loaders, max_epochs=2)
 
 
 def test_algorithms_are_deterministic_while_it_fits(
@@ -763,12 +629,13 @@ def test_trainer_is_built_from_a_config(fabric: Fabric, tmp_path: Path) -> None:
     assert Registry is not None
     with pytest.raises(RegistryError, match="os:system"):
         GenericTrainer.from_config({**config, "model": {"type": "os:system"}}, fabric)
+    model = nn.Linear(4, 2)
     with pytest.raises(TypeError, match="fit needs a train_loader"):
         GenericTrainer(
             trainer.config,
             fabric,
-            nn.Linear(4, 2),
-            torch.optim.SGD(nn.Linear(4, 2).parameters()),
+            model,
+            torch.optim.SGD(model.parameters()),
             training_step=cross_entropy,
         ).fit()
 
@@ -895,24 +762,6 @@ def test_an_error_at_either_end_of_fit_is_told_to_callbacks(
     with pytest.raises(CallbackError):
         make_trainer(parts={"callbacks": [Fails()]}).fit(loader)
     assert [type(error) for error in told] == [CallbackError]
-
-
-@pytest.mark.parametrize(
-    ("interval", "kind", "told"),
-    [
-        ("steps", "StepLR", "must be one of 'step', 'epoch', 'metric'"),
-        ("metric", "StepLR", "is not one that takes a metric"),
-        ("epoch", "ReduceLROnPlateau", "is one that takes a metric"),
-    ],
-)
-def test_a_scheduler_steps_as_its_kind_can(interval: Any, kind: str, told: str) -> None:
-    """A slip in the interval, or one that is not for the scheduler, is refused at once."""
-    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
-    options = {"step_size": 1} if kind == "StepLR" else {}
-    scheduler = getattr(torch.optim.lr_scheduler, kind)(optimizer, **options)
-
-    with pytest.raises(ValueError, match=told):
-        SchedulerSpec(scheduler=scheduler, interval=interval)
 
 
 def test_weights_that_are_not_finite_reach_no_disk(

@@ -14,7 +14,13 @@ from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import (
+    ChainedScheduler,
+    LambdaLR,
+    LRScheduler,
+    MultiplicativeLR,
+    SequentialLR,
+)
 from torch.utils.data import DataLoader, IterableDataset
 
 from mtf_trainer._registry import Kind, Registry, did_you_mean, import_listed
@@ -24,6 +30,7 @@ from mtf_trainer.config import (
     GuardSettings,
     Limits,
     SnapshotSettings,
+    how_to_write,
 )
 from mtf_trainer.errors import RegistryError
 from mtf_trainer.state import RNGState
@@ -53,6 +60,8 @@ _ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
     "tanh": nn.Tanh,
 }
+_OF_FUNCTIONS = (LambdaLR, MultiplicativeLR)
+_OF_SCHEDULERS = (ChainedScheduler, SequentialLR)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,7 +106,8 @@ def components_from_config(
         optimizer = _component(config, "optimizer", build, model.parameters())
         scheduler = None
         if config.get("scheduler") is not None:
-            scheduler = _component(config, "scheduler", build, optimizer)
+            section = _section(config, "scheduler")
+            scheduler = _scheduler("scheduler", section, registry, listed, optimizer)
     return Components(
         config=settings,
         model=model,
@@ -228,7 +238,68 @@ def _component(
     config: Mapping[str, Any], kind: Kind, build: Callable[..., Any], *args: Any
 ) -> Any:
     rest = dict(_section(config, kind))
-    return build(kind, _take(rest, kind, "type"), *args, **rest)
+    name = _take(rest, kind, "type")
+    if kind == "optimizer":
+        _check_numbers(kind, rest)
+    return build(kind, name, *args, **rest)
+
+
+def _scheduler(
+    place: str,
+    section: Mapping[str, Any],
+    registry: Registry,
+    listed: Sequence[str],
+    optimizer: Optimizer,
+) -> Any:
+    """Return the scheduler of *section*; one made of others has theirs in a list."""
+    rest = dict(_mapping(place, section))
+    name = _take(rest, place, "type")
+    component = registry.find("scheduler", name, allowed_modules=listed)
+    if component in _OF_FUNCTIONS:
+        message = (
+            f"{place}.type: {name} takes a function, which a config cannot hold: give a "
+            'function that makes the scheduler a name with @register("scheduler", ...)'
+        )
+        raise ValueError(message)
+    args: tuple[Any, ...] = (optimizer,)
+    if component in _OF_SCHEDULERS:
+        inner = rest.pop("schedulers", None)
+        key = f"{place}.schedulers"
+        if not isinstance(inner, list | tuple) or not inner:
+            message = (
+                f"{key} must be a list of schedulers, each with its type, not {inner!r}"
+            )
+            raise TypeError(message)
+        made = [
+            _scheduler(f"{key}.{index}", each, registry, listed, optimizer)
+            for index, each in enumerate(inner)
+        ]
+        if component is SequentialLR and any(isinstance(m, _OF_SCHEDULERS) for m in made):
+            message = (
+                f"{key}: {name} of torch cannot go over to a scheduler made of others"
+            )
+            raise ValueError(message)
+        args, rest = (), {"optimizer": optimizer, "schedulers": made, **rest}
+    else:
+        _check_numbers(place, rest)
+    return registry.build("scheduler", name, *args, allowed_modules=listed, **rest)
+
+
+def _check_numbers(place: str, value: object) -> None:
+    """Raise where *value* has text that was to be a number.
+
+    Raises:
+        TypeError: If it has.
+    """
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            _check_numbers(f"{place}.{key}", each)
+    elif isinstance(value, list | tuple):
+        for index, each in enumerate(value):
+            _check_numbers(f"{place}.{index}", each)
+    elif hint := how_to_write(value):
+        message = f"{place} must be a number, not {value!r}{hint}"
+        raise TypeError(message)
 
 
 def _take(section: dict[str, Any], name: str, key: str) -> Any:

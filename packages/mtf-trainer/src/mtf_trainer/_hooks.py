@@ -67,6 +67,19 @@ class Hooks:
                     raise
                 args[0].add_note(str(error))
 
+    @property
+    def want_end(self) -> bool:
+        """Whether one of them has ``wants_end``, and it is true.
+
+        Raises:
+            CallbackError: If that raises.
+        """
+        for callback in self._callbacks:
+            with naming(callback, "wants_end"):
+                if getattr(callback, "wants_end", False):
+                    return True
+        return False
+
     def state_dict(self) -> list[dict[str, Any]]:
         """Return what each callback remembers, as plain data; None if it has no state.
 
@@ -111,9 +124,12 @@ class Hooks:
             CallbackError: If a callback does not take it.
         """
         self.check(state, path)
-        for callback, entry in zip(self._callbacks, entries(state) or (), strict=True):
+        for index, (callback, entry) in enumerate(
+            zip(self._callbacks, entries(state) or (), strict=True)
+        ):
             if entry["state"] is not None:
-                with naming(callback, "load_state_dict"):
+                where = f"load_state_dict, given callbacks.{index}.state of {path}"
+                with naming(callback, where):
                     callback.load_state_dict(entry["state"])  # type: ignore[attr-defined]
 
 

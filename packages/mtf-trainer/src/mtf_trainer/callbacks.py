@@ -42,6 +42,11 @@ class Callback(Protocol):
     lists, numbers, strings, bytes, None and tensors, and ``load_state_dict(state)``: its
     state is part of each checkpoint. A method that begins with ``on_`` and is no hook is
     refused when the trainer is made.
+
+    There are two ways to end the training behind an epoch. ``trainer.request_end()`` is
+    for good: it is part of each checkpoint. An attribute ``wants_end`` that is true,
+    alike in all processes, counts for as long as it is: it is looked at between two
+    epochs, also when ``fit`` begins, after ``load_state_dict``.
     """
 
 
@@ -62,12 +67,11 @@ HOOKS: Mapping[str, tuple[str, ...]] = MappingProxyType(_hooks())
 """The parameters of each hook, by its name."""
 
 
-class _Ends(Protocol):
-    def request_end(self) -> None: ...
-
-
 class EarlyStopping:
     """Ends the training when a metric has not improved for some epochs.
+
+    A run that it has ended goes on when ``fit`` is called with a greater *patience*. The
+    epochs without improvement are those of the whole run.
 
     Args:
         monitor: A name among the metrics of validation (of training without one).
@@ -104,7 +108,16 @@ class EarlyStopping:
         self.epochs_without = 0
         """Epochs in a row that did not improve it."""
 
-    def on_epoch_metrics(self, trainer: _Ends, metrics: Mapping[str, float]) -> None:
+    @property
+    def wants_end(self) -> bool:
+        """Whether the patience is used up."""
+        return self.epochs_without >= self.patience
+
+    def on_epoch_metrics(
+        self,
+        trainer: object,  # noqa: ARG002 - the form of the hook
+        metrics: Mapping[str, float],
+    ) -> None:
         """Judge an epoch; one whose value is not a number did not improve.
 
         Raises:
@@ -120,10 +133,8 @@ class EarlyStopping:
         if self._improves(value):
             self.best = value
             self.epochs_without = 0
-            return
-        self.epochs_without += 1
-        if self.epochs_without >= self.patience:
-            trainer.request_end()
+        else:
+            self.epochs_without += 1
 
     def state_dict(self) -> dict[str, Any]:
         """Return what it remembers."""

@@ -21,6 +21,7 @@ from typing import Any, Self
 
 from mtf_trainer._saving.background import Area, Background, StartWriter
 from mtf_trainer._saving.backup import Backup
+from mtf_trainer._saving.certified import check_certificate
 from mtf_trainer._saving.commit import is_committed
 from mtf_trainer._saving.content import check_digest, load_content
 from mtf_trainer._saving.encryption import Keyring, generate_key, key_id_of
@@ -271,7 +272,10 @@ class CheckpointManager:
         if is_plain and keys is not None:
             message = f"{path}: is not encrypted, though there are keys"
             warnings.warn(message, CheckpointWarning, stacklevel=4)
-        return load_content(path, keys)
+        content = load_content(path, keys)
+        if not path.is_dir():  # a folder's is of its parts, which were put together here
+            check_certificate(path, content)
+        return content
 
     def _newest_here(self, paths: list[Path]) -> tuple[Path, dict[str, Any]] | None:
         for path in paths:

@@ -17,6 +17,7 @@ __all__ = [
     "SchedulerInterval",
     "SnapshotSettings",
     "check_count",
+    "how_to_write",
 ]
 
 SchedulerInterval = Literal["step", "epoch"]
@@ -342,9 +343,27 @@ def _check_optional_count(name: str, value: object) -> None:
 
 def _check_number(name: str, value: object) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool):
-        message = f"{name} must be a number, not {value!r}"
+        message = f"{name} must be a number, not {value!r}{how_to_write(value)}"
         raise TypeError(message)
     return value
+
+
+def how_to_write(value: object) -> str:
+    """Return what to add to an error about *value* where a number was meant, or nothing.
+
+    >>> how_to_write("1e-3"), how_to_write("1e-9"), how_to_write("fast")
+    (': YAML takes it for text, write 0.001', ': YAML takes it for text, write 1.0e-09', '')
+    """
+    try:
+        number = float(value) if isinstance(value, str) else math.nan
+    except ValueError:
+        return ""
+    if not math.isfinite(number):
+        return ""
+    digits = repr(number)
+    # For YAML 1.1 a number with an exponent has a point as well.
+    told = digits if "." in digits else digits.replace("e", ".0e")
+    return f": YAML takes it for text, write {told}"
 
 
 def _check_positive(name: str, value: object) -> None:

@@ -62,7 +62,9 @@ def components_from_config(
                  ``val_split`` (none validates nothing), of which the dataset gets one
                  as ``split``; the dataset's own
     optimizer    ``type``; the optimizer's own, as ``lr``
-    scheduler    may be missing; ``type``; the scheduler's own
+    scheduler    may be missing; ``type``; the scheduler's own, which for
+                 ``SequentialLR`` and ``ChainedScheduler`` is ``schedulers``, a list
+                 of such sections
     training     ``max_epochs`` (1); settings of `GenericTrainerConfig`
     checkpoint   settings of `CheckpointSettings`; likewise ``snapshot``, ``guard``
                  and ``limits``

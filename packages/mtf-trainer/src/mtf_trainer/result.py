@@ -45,7 +45,7 @@ class FitResult:
         checkpoint: The newest checkpoint that was written or resumed from.
         resumed_from: The checkpoint or snapshot that this call began with.
         steps_lost: Optimizer steps that an earlier process had done beyond what this
-            call began with, as far as ``metrics.jsonl`` shows.
+            call began with, as far as a counter in shared memory shows.
     """
 
     reason: StopReason

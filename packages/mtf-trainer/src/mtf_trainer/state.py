@@ -16,7 +16,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 
@@ -35,6 +35,8 @@ __all__ = [
 STATE_VERSION = 2
 
 _LEGACY_SEEDS = 2**32
+
+T = TypeVar("T", "TrainMicroState", "ValMicroState")
 
 
 class UnknownVersionError(ValueError):
@@ -139,13 +141,29 @@ class RNGState:
                 torch_cpu=plain["torch_cpu"],
                 cuda=tuple(plain["cuda"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+            state.check()
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             message = f"not a state of random streams: {error!r}"
             raise ValueError(message) from error
-        if not all(isinstance(t, torch.Tensor) for t in (state.torch_cpu, *state.cuda)):
-            message = "not a state of random streams: torch's states must be tensors"
-            raise ValueError(message)
         return state
+
+    def check(self) -> None:
+        """Raise if `restore` would, as far as that shows without the streams.
+
+        Raises:
+            TypeError: If a part is of another form.
+            ValueError: Likewise.
+            RuntimeError: Likewise.
+        """
+        random.Random().setstate(self.python)  # noqa: S311 - no secrets
+        torch.Generator().set_state(self.torch_cpu)
+        devices: tuple[object, ...] = self.cuda
+        for each in devices:
+            if not isinstance(each, torch.Tensor) or each.dtype is not torch.uint8:
+                message = "a device's state is of bytes"
+                raise TypeError(message)
+        if self.numpy is not None and (numpy := sys.modules.get("numpy")) is not None:
+            numpy.random.RandomState().set_state(self.numpy)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -185,6 +203,23 @@ class ValMicroState:
 
     batch_idx: int = 0
     is_last: bool = False
+
+
+def _micro(kind: type[T], name: str, plain: Mapping[str, Any]) -> T:
+    """Return a *kind* of *plain*, which has all of its entries, each of its own kind.
+
+    Raises:
+        ValueError: If it has not.
+    """
+    whole: dict[str, Any] = asdict(kind())
+    if not isinstance(plain, Mapping):
+        message = f"not a resume state: {name} is {plain!r}"
+        raise ValueError(message)  # noqa: TRY004 - what a file holds, not an argument
+    for key in {*whole, *plain}:
+        if key not in plain or type(plain[key]) is not type(whole.get(key)):
+            message = f"not a resume state: {name}.{key} is {plain.get(key)!r}"
+            raise ValueError(message)
+    return kind(**plain)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -299,8 +334,10 @@ class ResumeState:
                 phase=Phase(plain["phase"]),
                 epoch=int(plain["epoch"]),
                 global_step=int(plain["global_step"]),
-                train=TrainMicroState(**plain["train"]),
-                val=None if plain["val"] is None else ValMicroState(**plain["val"]),
+                train=_micro(TrainMicroState, "train", plain["train"]),
+                val=None
+                if plain["val"] is None
+                else _micro(ValMicroState, "val", plain["val"]),
                 rng=rng,
                 timestamp=str(plain["timestamp"]),
             )

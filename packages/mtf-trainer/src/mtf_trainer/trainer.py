@@ -12,28 +12,20 @@ one that never was.
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self, cast
 
-import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mtf_trainer._data import sources
-from mtf_trainer._data.source import Source
-from mtf_trainer._guards.guard import Guard
-from mtf_trainer._guards.limits import Deadline
-from mtf_trainer._guards.signals import StopSignals
-from mtf_trainer._guards.watchdog import Watchdog
 from mtf_trainer._hooks import Hooks
 from mtf_trainer._loop.capture import Objects
-from mtf_trainer._loop.keeper import Keeper
-from mtf_trainer._loop.means import Average, Means, combine
+from mtf_trainer._loop.evaluation import Evaluation, Loader, average_of
+from mtf_trainer._loop.fitting import Fitting
+from mtf_trainer._loop.loop_base import StepResult
 from mtf_trainer._loop.parts import (
     as_list,
     as_spec,
@@ -41,20 +33,13 @@ from mtf_trainer._loop.parts import (
     deterministic,
     set_up_model,
 )
-from mtf_trainer._loop.phase_loop import PhaseLoop, SchedulerSpec, StepResult, Stopped
-from mtf_trainer._loop.run import RollBack, Run
+from mtf_trainer._loop.run import Run
+from mtf_trainer._loop.schedulers import SchedulerSpec
 from mtf_trainer._ranks import comm_hooks
-from mtf_trainer._ranks.agreement import StopAgreement
-from mtf_trainer._ranks.rank_errors import RankErrors
-from mtf_trainer._ranks.sharding import is_sharded
-from mtf_trainer._saving.save_schedule import SaveSchedule
-from mtf_trainer._verify.replay import TARGET
 from mtf_trainer.config import GenericTrainerConfig, check_count
 from mtf_trainer.ema import WeightAverage
-from mtf_trainer.errors import DataError
 from mtf_trainer.multi_loader import MultiLoader
 from mtf_trainer.phases import Phase
-from mtf_trainer.progress import Progress
 from mtf_trainer.result import FitResult, StopReason
 from mtf_trainer.trackers import Trackers, WandbTracker
 
@@ -63,10 +48,9 @@ __all__ = ["GenericTrainer", "SchedulerSpec", "StepFunction", "StepResult"]
 _TO_BE_CONTINUED = {StopReason.INTERRUPTED, StopReason.LIMIT}
 
 StepFunction = Callable[["GenericTrainer", Any, int], StepResult]
-Loader = Any  # a DataLoader, or a MultiLoader
 
 
-class GenericTrainer(PhaseLoop):
+class GenericTrainer(Fitting, Evaluation):
     """Trains one model.
 
     Subclass it and override `training_step` (and `validation_step`), or pass functions
@@ -121,7 +105,7 @@ class GenericTrainer(PhaseLoop):
     ) -> None:
         optimizers = as_list(optimizer)
         specs = [as_spec(each, config) for each in as_list(scheduler)]
-        check_parts(fabric, model, optimizers)
+        check_parts(fabric, model, optimizers, specs)
         self._training_step = training_step
         self._validation_step = validation_step
         self._check_steps()
@@ -249,28 +233,6 @@ class GenericTrainer(PhaseLoop):
             return self.training_step(batch, batch_idx)
         return self._validation_step(self, batch, batch_idx)
 
-    def predict_step(self, batch: Any, batch_idx: int) -> Any:  # noqa: ARG002
-        """Return what `predict` is to gather; by default the model's output.
-
-        A batch that is a sequence or a mapping gives its first value to the model.
-        """
-        if isinstance(batch, Mapping):
-            batch = next(iter(batch.values()))
-        elif isinstance(batch, list | tuple):
-            batch = batch[0]
-        return self.model(batch)
-
-    def num_samples(self, batch: Any) -> int:
-        """Return how many samples *batch* holds, where the loader makes no batches.
-
-        A loader that puts samples together counts them; this is for data that come as
-        whole batches.
-
-        By default the length of the first dimension of the first tensor in it. Override
-        this for batches of another form.
-        """
-        return sources.count_samples(batch)
-
     def cross_entropy(self, z_BC: Tensor, y_B: Tensor) -> Tensor:
         """Return the cross entropy, in training with ``config.label_smoothing``.
 
@@ -278,8 +240,8 @@ class GenericTrainer(PhaseLoop):
             z_BC: Logits by class.
             y_B: Classes, or probabilities of shape ``(B, C)``.
         """
-        self._smoothed = True
         training = self._at.phase is Phase.TRAIN_BATCH_FORWARD
+        self._smoothed = self._smoothed or training
         smoothing = self.config.label_smoothing if training else 0.0
         return nn.functional.cross_entropy(z_BC, y_B, label_smoothing=smoothing)
 
@@ -308,7 +270,11 @@ class GenericTrainer(PhaseLoop):
             self._run.signals.request()
 
     def request_end(self) -> None:
-        """End the training behind this epoch. All processes must ask for it."""
+        """End the training behind this epoch, for good: it is part of the run's state.
+
+        All processes must ask for it. For a callback that may think otherwise when `fit`
+        is called again, see ``wants_end`` of `mtf_trainer.callbacks.Callback`.
+        """
         self._at.ended = True
 
     def fit(
@@ -362,7 +328,7 @@ class GenericTrainer(PhaseLoop):
         with ExitStack() as stack:
             stack.enter_context(deterministic(enabled=self.config.deterministic))
             run, keeper = self._open(stack, train, val, max_epochs, max_steps)
-            run.average = _average_of(val_loader)
+            run.average = average_of(val_loader)
             if isinstance(train_loader, MultiLoader):
                 run.optimizers_of = _checked_indices(train_loader, len(self.optimizers))
             stack.callback(self._leave)
@@ -392,203 +358,6 @@ class GenericTrainer(PhaseLoop):
             self._requeue()
         return result
 
-    def _open(
-        self,
-        stack: ExitStack,
-        train: Source,
-        val: Source | None,
-        max_epochs: int,
-        max_steps: int | None,
-    ) -> tuple[Run, Keeper]:
-        """Open what a call of `fit` needs, to be closed with *stack*."""
-        config, fabric = self.config, self.fabric
-        distributed = fabric.world_size > 1
-        self._at = self._new_state()
-        agreement = StopAgreement(fabric, values=(0, 0))
-        stack.callback(agreement.close)
-        keeper = Keeper(config, fabric, self._at, self._objects, agreement.max_of)
-        stack.enter_context(keeper)
-        for source in (train, val):
-            if source is not None:
-                stack.callback(source.close)
-        if distributed:
-            stack.enter_context(RankErrors(fabric))
-        probe = self.probe or self._replay_probe()
-        guard = Guard(config.guard)
-        deadline = config.guard.step_deadline_s
-        watchdog = None
-        if deadline is not None:
-            watchdog = stack.enter_context(Watchdog(deadline, describe=self._describe))
-        progress = None
-        if config.show_progress and fabric.is_global_zero:
-            progress = Progress(sys.stderr)
-            stack.callback(progress.close)
-        run = Run(
-            owner=self,
-            signals=stack.enter_context(StopSignals(enabled=config.handle_signals)),
-            agreement=agreement,
-            hooks=self._hooks,
-            guard=guard,
-            deadline=Deadline(config.limits, os.environ),
-            watchdog=watchdog,
-            schedule=SaveSchedule(config.checkpoint),
-            keeper=keeper,
-            trackers=self._trackers,
-            train=train,
-            val=val,
-            max_epochs=max_epochs,
-            max_steps=max_steps,
-            probe=probe,
-            progress=progress,
-            scales=self._scaler is not None,
-            distributed=distributed,
-            attention=probe is not None,
-        )
-        self._run = run
-        stack.callback(setattr, self, "_run", None)
-        return run, keeper
-
-    def _resume_loop(self, run: Run) -> None:
-        """Bring what is not saved into the state that belongs to where the loop stands."""
-        self._batch = self._train_batches = self._val_batches = None
-        if self._at.val is not None:
-            if self.ema is not None:
-                self.ema.swap()
-            self._show_validation(run)
-        elif self._at.train.batch_idx:
-            self._show_training(run)
-        run.guard.begin(self._at.global_step)
-
-    def _replay_probe(self) -> Callable[[Phase], bool] | None:
-        """Return what stops a replay where the run it repeats had its checkpoint."""
-        target = TARGET.get()
-        if target is None:
-            return None
-        return lambda _: target.reached(self._at.shared()["resume"])
-
-    def _leave(self) -> None:
-        """Leave the model with its own weights, wherever the run was left."""
-        if self.ema is not None and self.ema.swapped:
-            self.ema.swap()
-
-    def _describe(self) -> str:
-        at = self._at
-        return f"{at.phase}, epoch {at.epoch + 1}, step {at.global_step}"
-
-    def _train(self, run: Run) -> StopReason:
-        """Drive the phases to their end, or to where the run is to stop."""
-        while True:
-            try:
-                if self._at.phase is Phase.TRAIN_START_EPOCH and self._is_done(run):
-                    self._at.phase = Phase.TRAINING_COMPLETE
-                elif self._has_enough_steps(run) and not self._ends_step():
-                    return StopReason.MAX_STEPS
-                run.keeper.start_streams()
-                self._drive(run)
-            except Stopped:
-                try:
-                    run.keeper.save(run, wait=True)
-                except RollBack as error:
-                    self._roll_back(run, error)
-                return cast(StopReason, run.stopping)
-            except RollBack as error:
-                self._roll_back(run, error)
-            else:
-                if self._at.ended:
-                    return StopReason.ENDED
-                enough = self._at.epoch >= run.max_epochs
-                return StopReason.COMPLETED if enough else StopReason.MAX_STEPS
-
-    def _roll_back(self, run: Run, error: RollBack) -> None:
-        """Go back to the last checkpoint, which is saved once more."""
-        with run.unwatched():
-            run.keeper.roll_back(run, str(error))
-        self._resume_loop(run)
-
-    def _attend(self, run: Run, phase: Phase) -> None:
-        if not run.distributed and run.signals.wanted:
-            run.stop(StopReason.INTERRUPTED)
-        if run.probe is not None and run.probe(phase):
-            run.stop(StopReason.INTERRUPTED)
-        if phase is Phase.TRAIN_BATCH_BACKWARD:
-            return
-        if run.stopping is not None and phase is not Phase.TRAINING_COMPLETE:
-            raise Stopped
-        if run.save_due:
-            run.save_due = False
-            run.keeper.save(run, wait=False)
-        if run.snapshot_due:
-            run.snapshot_due = False
-            run.keeper.take_snapshot(run)
-        run.attention = run.probe is not None
-
-    def validate(self, loader: Loader) -> dict[str, float]:
-        """Return the means of what the validation step returns, weighted by samples.
-
-        Each sample counts once, with several processes too. Weights are the averaged
-        ones where ``config.ema_decay`` is set.
-
-        Raises:
-            DataError: If *loader* has no batches, or cannot be run.
-            ValueError: If a step returns no loss.
-            TypeError: If a step returns something else than tensors and numbers.
-        """
-        source, held = self._source(loader), self._batch
-        means: dict[str, Means] = {}
-        with self._evaluating():
-            for batch_idx, batch in enumerate(source.batches(0, None)):
-                self._batch = batch
-                self._evaluate(batch, batch_idx, means)
-        self._batch = held
-        if not means:
-            message = "the loader has no batches"
-            raise DataError(message)
-        return combine(means, _average_of(loader))[0]
-
-    def test(self, loader: Loader) -> dict[str, float]:
-        """Return what `validate` does, and tell the trackers, as ``test/...``.
-
-        Raises:
-            Exception: As `validate` does.
-        """
-        values = self.validate(loader)
-        named = {f"test/{name}": value for name, value in values.items()}
-        self._trackers.log_metrics(named, self._at.global_step)
-        return values
-
-    def predict(self, loader: Loader) -> list[Any]:
-        """Return `predict_step` of each batch of this process, in order, on the CPU.
-
-        Raises:
-            DataError: If *loader* cannot be run.
-        """
-        found, held = [], self._batch
-        with self._evaluating(), torch.no_grad():
-            for batch_idx, batch in enumerate(self._source(loader).batches(0, None)):
-                self._batch = batch
-                # All processes take part in a forward pass of a sharded model.
-                if batch.num_samples or is_sharded(self.fabric):
-                    value = self.predict_step(batch.data, batch_idx)
-                    if batch.num_samples:
-                        found.append(_to_cpu(value))
-        self._batch = held
-        return found
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        modes = [module.training for module in self.model.modules()]
-        swaps = self.ema is not None and not self.ema.swapped
-        self.model.eval()
-        if swaps:
-            cast(WeightAverage, self.ema).swap()
-        try:
-            yield
-        finally:
-            if swaps:
-                cast(WeightAverage, self.ema).swap()
-            for module, mode in zip(self.model.modules(), modes, strict=True):
-                module.training = mode
-
     def _check_steps(self) -> None:
         own, base = type(self), GenericTrainer
         trains = own.training_step is not base.training_step
@@ -600,24 +369,6 @@ class GenericTrainer(PhaseLoop):
             message = "validation_step is passed and overridden in a subclass: which one?"
             raise TypeError(message)
 
-    def _source(self, loader: Loader, *, training: bool = False) -> Any:
-        """Return what the loop reads *loader*'s batches from, made once."""
-        known = self._sources.get((id(loader), training))
-        if known is None:
-            accumulation = self.config.gradient_accumulation_steps if training else 1
-            source = sources.make_source(
-                self.fabric,
-                loader,
-                seed=self.config.seed,
-                accumulation=accumulation,
-                num_samples=self.num_samples,
-                skip_to_resume=self.config.skip_to_resume,
-                training=training,
-            )
-            # The key is good as long as the loader lives, so it is kept beside.
-            known = self._sources[id(loader), training] = (loader, source)
-        return known[1]
-
 
 def _checked_indices(loader: MultiLoader, count: int) -> dict[str, int] | None:
     for name, index in (loader.optimizers or {}).items():
@@ -627,17 +378,3 @@ def _checked_indices(loader: MultiLoader, count: int) -> dict[str, int] | None:
             )
             raise ValueError(message)
     return loader.optimizers
-
-
-def _average_of(loader: Loader) -> Average:
-    return loader.validation if isinstance(loader, MultiLoader) else "samples"
-
-
-def _to_cpu(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().cpu()
-    if isinstance(value, Mapping):
-        return {key: _to_cpu(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_to_cpu(each) for each in value]
-    return value

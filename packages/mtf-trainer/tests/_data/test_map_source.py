@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import multiprocessing
 import random
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -133,21 +131,14 @@ def test_workers_change_nothing(
 
 
 @pytest.mark.slow
-def test_spawned_workers_change_nothing() -> None:
+def test_spawned_workers_change_nothing(launch: Callable[..., Any]) -> None:
     """Workers that begin from nothing read the same as this process."""
     script = Path(__file__).parents[1] / "run_spawned_workers.py"
 
-    told = subprocess.run(
-        [sys.executable, script],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=120,
-        check=False,
-    )
+    (told,) = launch(script, timeout_s=120)
 
-    assert told.returncode == 0, told.stderr
-    assert told.stdout == "the same\n"
+    assert told.code == 0, told.err
+    assert told.out == "the same\n"
 
 
 def test_draws_follow_from_the_index_and_not_from_the_batch() -> None:

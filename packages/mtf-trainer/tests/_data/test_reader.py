@@ -5,12 +5,10 @@ import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 import textwrap
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -156,7 +154,7 @@ def test_workers_end_with_the_reader() -> None:
 
 
 @pytest.mark.slow
-def test_a_process_that_exits_leaves_no_worker() -> None:
+def test_a_process_that_exits_leaves_no_worker(launch: Callable[..., Any]) -> None:
     """Even a worker that hangs in the caller's code does not keep its parent alive."""
     script = """
         import multiprocessing, threading
@@ -175,17 +173,11 @@ def test_a_process_that_exits_leaves_no_worker() -> None:
         print(multiprocessing.active_children()[0].pid)
     """
 
-    told = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=60,
-        check=True,
-    )
+    (told,) = launch("-c", textwrap.dedent(script), timeout_s=60)
 
+    assert told.code == 0, told.err
     with pytest.raises(ProcessLookupError):
-        os.kill(int(told.stdout), 0)
+        os.kill(int(told.out), 0)
 
 
 def test_what_the_loader_warned_of_is_not_said_again() -> None:

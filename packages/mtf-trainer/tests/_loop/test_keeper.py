@@ -17,14 +17,17 @@ from mtf_trainer import (
     CheckpointSettings,
     CheckpointWarning,
     CheckpointWriteError,
+    EarlyStopping,
     GenericTrainer,
     GuardSettings,
     MetricsFileError,
+    SnapshotError,
     SnapshotSettings,
     StopReason,
     read_metrics,
 )
 from mtf_trainer._loop.run_dir import memory_id
+from mtf_trainer._memory.shared_memory import SnapshotArea
 
 MakeTrainer = Callable[..., GenericTrainer]
 SHM = Path("/dev/shm")  # noqa: S108 - what the package uses
@@ -209,6 +212,203 @@ def test_training_that_a_callback_ends_is_saved(
     assert (again.reason, again.global_step) == (StopReason.ENDED, 18)
 
 
+def test_greater_patience_goes_on_where_early_stopping_ended(
+    make_trainer: MakeTrainer, loader: DataLoader[Any], tmp_path: Path
+) -> None:
+    """The same patience ends it again at once; a greater one ends as it would have."""
+
+    def make(run: str, patience: int) -> GenericTrainer:
+        callbacks = [EarlyStopping("loss", patience, min_delta=10.0)]
+        return make_trainer(run_dir=tmp_path / run, parts={"callbacks": callbacks})
+
+    whole = make("whole", 3)
+    straight = whole.fit(loader, max_epochs=9)
+    ended = make("a", 1).fit(loader, max_epochs=9)
+    again = make("a", 1).fit(loader, max_epochs=12)
+    patient = make("a", 3)
+    later = patient.fit(loader, max_epochs=9)
+
+    reasons = {result.reason for result in (straight, ended, again, later)}
+    assert reasons == {StopReason.ENDED}
+    epochs = [result.epoch for result in (straight, ended, again, later)]
+    assert epochs == [4, 2, 2, 4]
+    for one, other in zip(
+        patient.model.parameters(), whole.model.parameters(), strict=True
+    ):
+        assert torch.equal(one, other)
+    lines = [(tmp_path / run / "metrics.jsonl").read_bytes() for run in ("a", "whole")]
+    assert lines[0] == lines[1]
+
+
+def deletes(path: Path, step: int, *, replace: bool = False) -> Any:
+    """Return a step function that deletes *path* once so many steps are done."""
+
+    def training_step(trainer: GenericTrainer, batch: Any, batch_idx: int) -> Tensor:
+        if trainer.global_step == step and path.exists():
+            shutil.rmtree(path)
+            if replace:
+                path.mkdir()
+                (path / ".lock").touch()
+        return step_of(trainer, batch, batch_idx)
+
+    return training_step
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_run_that_may_goes_on_without_its_folder(
+    make_trainer: MakeTrainer, loader: DataLoader[Any], tmp_path: Path, *, replace: bool
+) -> None:
+    """One warning, no file where another run may be, and a result that claims none."""
+    run, before = tmp_path / "run", set(SHM.iterdir())
+    settings = CheckpointSettings(
+        every_n_steps=2, asynchronous=False, on_write_error="continue"
+    )
+    trainer = make_trainer(
+        step=deletes(run, 3, replace=replace),
+        checkpoint=settings,
+        snapshot=EVERY_STEP,
+        log_every_n_steps=1,
+    )
+
+    with pytest.warns(CheckpointWarning, match="was deleted or replaced") as told:
+        result = trainer.fit(loader, max_epochs=2)
+
+    assert len(told) == 1
+    assert (result.reason, result.global_step) == (StopReason.COMPLETED, 12)
+    assert result.checkpoint is None
+    assert [p.name for p in run.rglob("*")] == ([".lock"] if replace else [])
+    assert set(SHM.iterdir()) <= before
+
+
+def test_stop_without_a_folder_is_an_error(
+    make_trainer: MakeTrainer, loader: DataLoader[Any], tmp_path: Path
+) -> None:
+    """Whoever was to be run again is told that there is nothing to go on from."""
+    goes = deletes(tmp_path / "run", 3)
+
+    def step(trainer: GenericTrainer, batch: Any, batch_idx: int) -> Tensor:
+        if trainer.global_step == 4:
+            trainer.stop()
+        loss: Tensor = goes(trainer, batch, batch_idx)
+        return loss
+
+    settings = CheckpointSettings(on_write_error="continue", asynchronous=False)
+    trainer = make_trainer(
+        step=step, checkpoint=settings, snapshot=SnapshotSettings(enabled=False)
+    )
+    with (
+        pytest.warns(CheckpointWarning, match="was deleted or replaced"),
+        pytest.raises(CheckpointWriteError, match="was to stop, and could not be saved"),
+    ):
+        trainer.fit(loader)
+
+
+class DeletesAtTheEnd:
+    """Deletes a folder when the last checkpoint is written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_checkpoint(self, trainer: GenericTrainer, _: Path) -> None:
+        """Do it."""
+        if trainer.global_step == 6 and self.path.exists():
+            shutil.rmtree(self.path)
+            self.path = Path("done")
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_checkpoint_deleted_behind_the_last_save_is_written_again(
+    make_trainer: MakeTrainer,
+    loader: DataLoader[Any],
+    tmp_path: Path,
+    *,
+    asynchronous: bool,
+) -> None:
+    """The result's checkpoint is there, and can be gone on from."""
+    callback = DeletesAtTheEnd(tmp_path / "run" / "checkpoints")
+    settings = CheckpointSettings(asynchronous=asynchronous)
+    trainer = make_trainer(checkpoint=settings, parts={"callbacks": [callback]})
+
+    with pytest.warns(
+        CheckpointWarning, match="000006.ckpt was deleted during the train"
+    ):
+        result = trainer.fit(loader)
+
+    assert result.checkpoint is not None
+    assert result.checkpoint.name == "epoch_001_step_000006.ckpt"
+    again = make_trainer(parts={"callbacks": [callback]}).fit(loader, max_epochs=2)
+    assert again.resumed_from == result.checkpoint
+
+
+def test_folder_deleted_behind_the_last_save_is_noticed(
+    make_trainer: MakeTrainer, loader: DataLoader[Any], tmp_path: Path
+) -> None:
+    """It stops the run, or is told and nothing is claimed, as it is set."""
+    run = tmp_path / "run"
+    settings = CheckpointSettings(asynchronous=False)
+    parts = {"callbacks": [DeletesAtTheEnd(run)]}
+    with pytest.raises(CheckpointWriteError, match="was deleted or replaced"):
+        make_trainer(checkpoint=settings, parts=parts).fit(loader)
+
+    settings = CheckpointSettings(asynchronous=False, on_write_error="continue")
+    parts = {"callbacks": [DeletesAtTheEnd(run)]}
+    shutil.rmtree(run, ignore_errors=True)
+    with pytest.warns(CheckpointWarning, match="was deleted or replaced"):
+        result = make_trainer(checkpoint=settings, parts=parts).fit(loader)
+    assert result.checkpoint is None
+    assert result.global_step == 6
+
+
+def test_snapshot_is_not_brought_into_another_run(
+    make_trainer: MakeTrainer, loader: DataLoader[Any], tmp_path: Path
+) -> None:
+    """After an error in a folder that became another's, nothing is written there."""
+    run, before = tmp_path / "run", set(SHM.iterdir())
+    settings = CheckpointSettings(every_n_steps=5, asynchronous=False)
+    trainer = make_trainer(
+        step=deletes(run, 4, replace=True), checkpoint=settings, snapshot=EVERY_STEP
+    )
+
+    with pytest.raises(CheckpointWriteError, match="was deleted or replaced") as caught:
+        trainer.fit(loader)
+
+    assert "the last snapshot could not be saved" in caught.value.__notes__[0]
+    assert [p.name for p in run.rglob("*")] == [".lock"]
+    ours = set(SHM.iterdir()) - before
+    assert ours
+    for path in ours:
+        path.unlink()
+
+
+def test_snapshot_without_room_for_another_goes_with_the_next_checkpoint(
+    make_trainer: MakeTrainer,
+    loader: DataLoader[Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Until that is on the disk it stays, for a kill; then its memory is free."""
+    found: list[int] = []
+    put = SnapshotArea.put
+
+    def only_first(area: SnapshotArea, content: Any, **moment: int) -> Any:
+        if moment["global_step"] > 2:
+            message = "no room"
+            raise SnapshotError(message)
+        return put(area, content, **moment)
+
+    def training_step(trainer: GenericTrainer, batch: Any, batch_idx: int) -> Tensor:
+        found.append(len([p for p in left(tmp_path / "run") if "steps" not in p.name]))
+        return step_of(trainer, batch, batch_idx)
+
+    monkeypatch.setattr(SnapshotArea, "put", only_first)
+    settings = CheckpointSettings(every_n_steps=4, asynchronous=False)
+    trainer = make_trainer(step=training_step, checkpoint=settings, snapshot=EVERY_STEP)
+    with pytest.warns(CheckpointWarning, match="no room"):
+        trainer.fit(loader)
+
+    assert found == [0, 0, 1, 1, 0, 0]
+
+
 def test_each_roll_back_lowers_the_rates_further_and_outlives_a_stop(
     make_trainer: MakeTrainer, data: TensorDataset, tmp_path: Path
 ) -> None:
@@ -249,19 +449,6 @@ def test_lost_lines_of_metrics_are_told(
         make_trainer(log_every_n_steps=1).fit(loader, max_epochs=2)
 
     assert [row["step"] for row in read_metrics(path)] == [1, 2, 3, 4, 5, *range(7, 13)]
-
-
-def test_other_order_is_refused_inside_an_epoch(
-    make_trainer: MakeTrainer, loader: DataLoader[Any]
-) -> None:
-    """Another seed would give samples twice; between two epochs it is a warning."""
-    make_trainer().fit(loader, max_steps=3)
-    with pytest.raises(CheckpointMismatchError, match=r"layout\.seed: was 0 and is 1"):
-        make_trainer(seed=1).fit(loader)
-
-    make_trainer().fit(loader)
-    with pytest.warns(CheckpointWarning, match="seed was 0 and is 1 from here on"):
-        make_trainer(seed=1).fit(loader, max_epochs=2)
 
 
 @pytest.mark.parametrize(

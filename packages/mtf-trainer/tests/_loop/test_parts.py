@@ -17,6 +17,7 @@ from mtf_trainer._loop.parts import (
     check_parts,
     deterministic,
     set_up_model,
+    settings_of,
 )
 
 
@@ -78,6 +79,52 @@ def test_parts_of_other_kinds_are_refused(
         check_parts(fabric, model, [optimizer, "sgd"])
     with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module"):
         check_parts(fabric, torch.ones, [optimizer])
+
+
+def test_model_without_shapes_is_refused(fabric: Fabric) -> None:
+    """A lazy parameter or buffer is named, with what to do; afterwards all is well."""
+    lazy = nn.Sequential(nn.Linear(4, 3), nn.LazyLinear(2))
+    optimizer = torch.optim.SGD(lazy.parameters())
+
+    with pytest.raises(ValueError, match=r"1\.weight of the model has no shape .* batch"):
+        check_parts(fabric, lazy, [optimizer])
+    with pytest.raises(ValueError, match="running_mean of the model has no shape yet"):
+        check_parts(fabric, nn.LazyBatchNorm1d(affine=False), [optimizer])
+
+    lazy(torch.zeros(1, 4))
+    check_parts(fabric, lazy, [optimizer])
+
+
+def test_optimizer_of_other_parameters_is_refused(
+    fabric: Fabric, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """One foreign parameter is enough, in any group; a part of the model's is fine."""
+    other = nn.Linear(3, 1)
+    mixed = torch.optim.SGD(
+        [{"params": [model.get_parameter("weight")]}, {"params": [other.bias]}]
+    )
+
+    check_parts(fabric, model, [torch.optim.SGD([model.get_parameter("bias")])])
+    with pytest.raises(ValueError, match=r"optimizer 1 has a parameter of shape \(1,\)"):
+        check_parts(fabric, model, [optimizer, mixed])
+
+
+def test_scheduler_of_another_optimizer_is_refused(
+    fabric: Fabric, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Wrapped or not, it must be one of the trainer's; one without any is let through."""
+    wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
+    own = as_spec(StepLR(optimizer, 1), settings())
+    foreign = as_spec(StepLR(torch.optim.SGD(model.parameters()), 1), settings())
+    free = as_spec(StepLR(optimizer, 1), settings())
+    del free.scheduler.optimizer
+
+    check_parts(fabric, model, [optimizer], [own, free])
+    check_parts(fabric, wrapped, [wrapped_optimizer], [own])
+    with pytest.raises(
+        ValueError, match="scheduler 1, a StepLR, is of an optimizer that"
+    ):
+        check_parts(fabric, model, [optimizer], [own, foreign])
 
 
 def test_other_strategy_is_refused(
@@ -176,3 +223,13 @@ def test_determinism_ends_with_its_block(monkeypatch: pytest.MonkeyPatch) -> Non
 
     assert found == [(True, False, False)]
     assert flags() == before
+
+
+def test_settings_are_told_by_their_names() -> None:
+    """Those of a part with its name before them, folders as text."""
+    found = settings_of(settings(seed=3, checkpoint=CheckpointSettings(keep_last_n=7)))
+
+    assert found["seed"] == 3
+    assert found["run_dir"] == "run"
+    assert found["checkpoint.keep_last_n"] == 7
+    assert "checkpoint" not in found

@@ -16,13 +16,11 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from mtf_trainer import (
     CheckpointSettings,
-    DataError,
     DivergenceError,
     GenericTrainer,
     GenericTrainerConfig,
     GuardSettings,
     Phase,
-    SchedulerSpec,
     SnapshotSettings,
     read_metrics,
 )
@@ -103,25 +101,6 @@ def test_accumulation_is_exact_at_the_ragged_end(
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
 
 
-def test_norm_is_reported_and_bounds_the_step(
-    make_trainer: MakeTrainer, data: TensorDataset, tmp_path: Path
-) -> None:
-    """The norm in the metrics is that before clipping; the step has the norm allowed."""
-    model = linear()
-    before = [p.detach().clone() for p in model.parameters()]
-    trainer = make_trainer(
-        model=model, optimizer=plain_sgd, step=double_step, max_grad_norm=0.01
-    )
-
-    trainer.fit(DataLoader(data, batch_size=43))
-
-    moved = [a - b for a, b in zip(model.parameters(), before, strict=True)]
-    norm = torch.cat([m.flatten() for m in moved]).norm().item()
-    assert norm == pytest.approx(0.1 * 0.01, rel=1e-3)
-    (row,) = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    assert row["grad_norm"] > 0.1
-
-
 def test_train_lines_cover_each_sample_once(
     make_trainer: MakeTrainer, loader: DataLoader[Any], tmp_path: Path
 ) -> None:
@@ -142,31 +121,6 @@ def test_train_lines_cover_each_sample_once(
     ]
     mean = sum(r["loss"] * r["samples"] for r in rows[2:]) / 43
     assert result.metrics["loss"] == pytest.approx(mean)
-
-
-@pytest.mark.parametrize(
-    ("interval", "expected"),
-    [("step", [0.5, 0.25, 0.125, 0.0625]), ("epoch", [1.0, 1.0, 0.5, 0.5])],
-)
-def test_scheduler_steps_per_batch_or_epoch(
-    make_trainer: MakeTrainer,
-    data: TensorDataset,
-    tmp_path: Path,
-    interval: str,
-    expected: list[float],
-) -> None:
-    """With two steps an epoch, the rate halves after each step, or after each epoch."""
-    trainer = make_trainer(
-        optimizer=lambda p: torch.optim.SGD(p, lr=1.0),
-        scheduler=lambda o: torch.optim.lr_scheduler.StepLR(o, 1, gamma=0.5),
-        scheduler_interval=interval,
-        log_every_n_steps=1,
-    )
-
-    trainer.fit(DataLoader(data, batch_size=30), max_epochs=2)
-
-    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    assert [row["lr"] for row in rows] == expected
 
 
 class Watched(GenericTrainer):
@@ -307,86 +261,6 @@ def test_short_window_of_a_stream_makes_a_step(
     assert trainer.global_step == 1
 
 
-def test_validation_weighs_samples_and_disturbs_nothing(
-    make_trainer: MakeTrainer, data: TensorDataset
-) -> None:
-    """Its mean is that over all samples; mode and gradients are as they were."""
-    trainer = make_trainer()
-    loader = DataLoader(data, batch_size=30)
-    trainer.model.train()
-
-    metrics = trainer.validate(loader)
-
-    assert trainer.model.training
-    assert all(p.grad is None for p in trainer.model.parameters())
-    trainer.model.eval()
-    x_ND, y_N = data.tensors
-    with torch.no_grad():
-        z_NC = trainer.model(x_ND)
-    assert metrics["loss"] == pytest.approx(
-        nn.functional.cross_entropy(z_NC, y_N).item(), rel=1e-6
-    )
-    assert metrics["accuracy"] == pytest.approx(
-        (z_NC.argmax(1) == y_N).float().mean().item(), rel=1e-6
-    )
-    assert trainer.validate(loader) == metrics
-
-
-class Batches(Stream):
-    """Gives all samples as one batch, made by itself."""
-
-    def __iter__(self) -> Iterator[Any]:
-        yield self.data.tensors
-
-
-def test_batches_of_another_form_can_be_counted(
-    tmp_path: Path, fabric: Fabric, data: TensorDataset
-) -> None:
-    """Where a stream makes whole batches, a subclass can say how many samples they hold."""
-
-    class Counts(Watched):
-        def num_samples(self, batch: Any) -> int:
-            return 2 * len(batch[0])
-
-    model = linear()
-    config = GenericTrainerConfig(
-        run_dir=tmp_path,
-        show_progress=False,
-        skip_to_resume=True,
-        checkpoint=CheckpointSettings(asynchronous=False),
-    )
-    trainer = Counts(config, fabric, model, plain_sgd(model.parameters()))
-
-    batches: Any = Batches(data)
-    trainer.fit(DataLoader(batches, batch_size=None))
-
-    (row,) = read_metrics(tmp_path / "metrics.jsonl")
-    assert row["samples"] == 86
-
-
-@pytest.mark.parametrize(
-    ("returned", "error", "message"),
-    [
-        (None, TypeError, "not None"),
-        (1.0, TypeError, "not 1.0"),
-        ({"accuracy": 1.0}, TypeError, "a mapping with a tensor as 'loss'"),
-        (torch.ones(2, requires_grad=True), ValueError, r"not of shape \(2,\)"),
-    ],
-)
-def test_what_is_no_loss_is_refused(
-    make_trainer: MakeTrainer,
-    loader: DataLoader[Any],
-    returned: object,
-    error: type[Exception],
-    message: str,
-) -> None:
-    """A step that returns no single loss is told what it must return."""
-    trainer = make_trainer(step=lambda *_: returned)
-
-    with pytest.raises(error, match=message):
-        trainer.fit(loader)
-
-
 def nan_step(trainer: GenericTrainer, batch: Any, _: int) -> Tensor:
     """Return no number."""
     return double_step(trainer, batch, 0) * torch.nan
@@ -412,124 +286,6 @@ def test_loss_that_is_not_finite_stops_unless_told_otherwise(
     assert '"loss": "NaN"' in (tmp_path / "run" / "metrics.jsonl").read_text("utf-8")
     assert result.metrics["loss"] != result.metrics["loss"]
     assert result.best_metric is None
-
-
-def test_steps_with_gradients_that_are_not_finite_can_be_skipped(
-    make_trainer: MakeTrainer, data: TensorDataset, tmp_path: Path
-) -> None:
-    """Such steps are counted and change nothing; the others train."""
-
-    def step(trainer: GenericTrainer, batch: Any, batch_idx: int) -> Tensor:
-        factor = torch.nan if batch_idx == 1 else 1.0
-        return double_step(trainer, batch, 0) * factor
-
-    for norm in (1.0, None):
-        trainer = make_trainer(
-            run_dir=tmp_path / str(norm),
-            model=linear(),
-            optimizer=plain_sgd,
-            step=step,
-            max_grad_norm=norm,
-            guard=GuardSettings(on_nonfinite="skip"),
-        )
-        trainer.fit(DataLoader(data, batch_size=15))
-
-        assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
-        (row,) = read_metrics(tmp_path / str(norm) / "metrics.jsonl")
-        assert row["skipped_steps"] == 1
-        assert trainer.global_step == 3
-
-
-def test_divergence_rolls_back_with_lower_rates(
-    make_trainer: MakeTrainer, data: TensorDataset, tmp_path: Path
-) -> None:
-    """From the last checkpoint, with half the rate; the lines in between are taken back."""
-    seen: list[float] = []
-
-    def step(trainer: GenericTrainer, batch: Any, _: int) -> Tensor:
-        rate = float(trainer.optimizer.param_groups[0]["lr"])
-        if torch.is_grad_enabled():
-            seen.append(rate)
-        bad = trainer.epoch == 1 and rate == 0.5
-        return double_step(trainer, batch, 0) * (torch.nan if bad else 1.0)
-
-    trainer = make_trainer(
-        model=linear(),
-        optimizer=lambda p: torch.optim.SGD(p, lr=0.5),
-        step=step,
-        log_every_n_steps=1,
-        guard=GuardSettings(on_nonfinite="rollback"),
-    )
-
-    result = trainer.fit(DataLoader(data, batch_size=43), max_epochs=3)
-
-    assert seen == [0.5, 0.5, 0.25, 0.25]
-    assert result.epoch == 3
-    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    assert [(row["step"], row["lr"]) for row in rows] == [(1, 0.5), (2, 0.25), (3, 0.25)]
-
-
-def test_rollbacks_end(make_trainer: MakeTrainer, data: TensorDataset) -> None:
-    """Without a checkpoint there is nothing to go back to; and not for ever with one."""
-    guard = GuardSettings(on_nonfinite="rollback", max_rollbacks=2)
-    loader = DataLoader(data, batch_size=43)
-
-    def make(step: Any) -> GenericTrainer:
-        return make_trainer(model=linear(), optimizer=plain_sgd, step=step, guard=guard)
-
-    with pytest.raises(DivergenceError, match="no checkpoint to go back to"):
-        make(nan_step).fit(loader)
-    make(double_step).fit(loader)
-    with pytest.raises(DivergenceError, match="rolled back 2 times already"):
-        make(nan_step).fit(loader, max_epochs=2)
-
-
-def test_several_optimizers_and_a_plateau(
-    tmp_path: Path, fabric: Fabric, data: TensorDataset
-) -> None:
-    """Each optimizer steps, and a scheduler sees the metric that it is told to see."""
-    model = nn.Sequential(linear(), nn.Linear(2, 2).double())
-    optimizers = [torch.optim.SGD(part.parameters(), lr=0.1) for part in model]
-    plateau: Any = torch.optim.lr_scheduler.ReduceLROnPlateau(
-        optimizers[1], factor=0.5, patience=0, mode="max"
-    )
-    config = GenericTrainerConfig(
-        run_dir=tmp_path,
-        show_progress=False,
-        checkpoint=CheckpointSettings(asynchronous=False),
-    )
-    before = [p.detach().clone() for p in model.parameters()]
-    trainer = GenericTrainer(
-        config, fabric, model, optimizers, [plateau], training_step=double_step
-    )
-
-    # A falling loss is no better by this mode, so the rate falls.
-    trainer.fit(DataLoader(data, batch_size=43), max_epochs=3)
-
-    after = list(model.parameters())
-    assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    rates = [o.param_groups[0]["lr"] for o in trainer.optimizers]
-    assert rates == [0.1, 0.025]
-    spec = SchedulerSpec(scheduler=plateau, interval="metric", monitor="accuracy")
-    trainer = GenericTrainer(
-        config, fabric, model, optimizers, spec, training_step=double_step
-    )
-    with pytest.raises(ValueError, match="no metric is named 'accuracy'"):
-        trainer.fit(DataLoader(data, batch_size=43), max_epochs=4)
-
-
-def test_loader_without_batches_is_refused(
-    make_trainer: MakeTrainer, data: TensorDataset, loader: DataLoader[Any]
-) -> None:
-    """An empty training or validation loader is an error that says so."""
-    empty = DataLoader(data, batch_size=100, drop_last=True)
-
-    with pytest.raises(DataError, match="no batch"):
-        make_trainer().fit(empty)
-    with pytest.raises(DataError, match="no batch"):
-        make_trainer().fit(loader, empty)
-    with pytest.raises(DataError, match="no batch"):
-        make_trainer().validate(empty)
 
 
 def test_loop_alone_has_no_steps(tmp_path: Path, fabric: Fabric) -> None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -84,37 +84,21 @@ def environ() -> dict[str, str]:
     return kept | {"OMP_NUM_THREADS": "1"}
 
 
-def run_script(*arguments: str) -> tuple[int, str]:
-    """Run the script, which starts a second process; return how it ended."""
-    process = subprocess.Popen(
-        [sys.executable, str(SCRIPT), *arguments],
-        env=environ(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-        start_new_session=True,
-    )
-    try:
-        _, told = process.communicate(timeout=400)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-    return process.returncode, told
-
-
 @pytest.fixture(scope="module")
 def folder(
-    script: Any, alone: Fabric, tmp_path_factory: pytest.TempPathFactory
+    script: Any,
+    alone: Fabric,
+    launch: Callable[..., Any],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Path]:
     """Return where two processes did all scenarios, after one that stopped in a window."""
     folder = tmp_path_factory.mktemp(f"sharded{os.getpid()}_")
     trainer = script.make_trainer(folder / "one", alone)
     trainer.probe = script.at(1, Phase.TRAIN_BATCH_LOAD, trainer)
     assert script.fit(trainer).reason == "interrupted"
-    code, told = run_script(str(folder))
     try:
-        assert code == 0, told
+        for done in launch(SCRIPT, folder, processes=2, timeout_s=400):
+            assert done.code == 0, done.err
         yield folder
     finally:
         shutil.rmtree(script.MEMORY / folder.name, ignore_errors=True)
@@ -324,12 +308,13 @@ def test_guard_works_on_spread_gradients(ranks: list[dict[str, Any]]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("place", ["part", "written", "in the ledger"])
 def test_kill_between_two_steps_of_a_save_leaves_the_one_before(
-    script: Any, alone: Fabric, tmp_path: Path, place: str
+    script: Any, alone: Fabric, launch: Callable[..., Any], tmp_path: Path, place: str
 ) -> None:
     """Two processes, of which one is killed: another start goes on to the end."""
-    code, _ = run_script("kill", str(tmp_path), place)
-    # Fabric ends the first process when the second is gone, or that ends by itself.
-    assert code in ({1, -signal.SIGKILL} if place == "part" else {-signal.SIGKILL})
+    first, second = launch(SCRIPT, "kill", tmp_path, place, processes=2)
+    killed, other = (second, first) if place == "part" else (first, second)
+    assert killed.code == -signal.SIGKILL, killed.err
+    assert other.code > 0, other.err
     left = sorted(
         path.name for path in (tmp_path / "killed" / "checkpoints").glob("[.e]*")
     )
@@ -566,9 +551,9 @@ def test_snapshot_in_other_pieces_is_a_mismatch(
     with pytest.raises(CheckpointMismatchError, match="model/scale: is cut into other"):
         storage.unpack(tmp_path, packed)
 
-    strange = {**content, "best": content["model"]["scale"], "locals": {}}
+    strange = {**content, "guard": {"a": content["model"]["scale"]}, "locals": {}}
     with pytest.raises(
-        CheckpointMismatchError, match=r"best: .* belongs to no parameter"
+        CheckpointMismatchError, match=r"guard/a: .* belongs to no parameter"
     ):
         storage.unpack(tmp_path, storage.pack(strange))
     state = content["optimizers"][0]["state"]

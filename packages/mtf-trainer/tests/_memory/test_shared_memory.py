@@ -3,11 +3,10 @@ from __future__ import annotations
 import os
 import resource
 import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -490,7 +489,9 @@ for rank, (place, last) in enumerate(eval(sys.argv[3])):
 
 
 @pytest.mark.slow
-def test_sigkill_at_every_place_of_a_put(folder: Path) -> None:
+def test_sigkill_at_every_place_of_a_put(
+    folder: Path, launch: Callable[..., Any]
+) -> None:
     """Killed anywhere in a put, the snapshot before it is found whole, and no torn one.
 
     The second put of a process writes to new memory, the third to used memory.
@@ -507,8 +508,8 @@ def test_sigkill_at_every_place_of_a_put(folder: Path) -> None:
         ("described", 3): [2],
         ("committed", 3): [3, 2],
     }
-    args = [sys.executable, "-c", KILLED, os.fspath(folder), RUN_ID, repr(list(cases))]
-    subprocess.run(args, check=True, timeout=60)
+    (done,) = launch("-c", KILLED, folder, RUN_ID, list(cases), timeout_s=60)
+    assert done.code == 0, done.err
     for rank, expected in enumerate(cases.values()):
         assert steps(folder, rank) == expected
         area = SnapshotArea(folder, RUN_ID, rank)

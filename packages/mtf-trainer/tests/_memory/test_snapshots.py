@@ -15,7 +15,7 @@ import pytest
 import torch
 from lightning.fabric import Fabric
 
-from mtf_trainer import CheckpointWarning, SnapshotSettings
+from mtf_trainer import CheckpointWarning, SnapshotError, SnapshotSettings
 from mtf_trainer._loop.run_dir import memory_id
 from mtf_trainer._memory import shared_memory
 from mtf_trainer._memory.snapshots import Snapshots, _StepCounter
@@ -177,6 +177,32 @@ def test_the_moment_before_stays_until_all_have_the_next(
     snapshots.remove()
 
 
+def test_old_one_goes_with_the_next_checkpoint_where_no_next_one_has_room(
+    run_id: str, fabric: Fabric, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given up, its memory is free as soon as the disk has what it holds, not before."""
+    snapshots = make(run_id, fabric, every_n_steps=1)
+    snapshots.newest(None)
+    snapshots.take(lambda: content(3), epoch=0, step=3)
+    snapshots.relieve((0, 5))
+    assert left_of(run_id) != []
+
+    def full(*_: object, **__: object) -> None:
+        message = "no room"
+        raise SnapshotError(message)
+
+    monkeypatch.setattr(shared_memory.SnapshotArea, "put", full)
+    with pytest.warns(CheckpointWarning, match="no room"):
+        snapshots.take(lambda: content(4), epoch=0, step=4)
+    snapshots.relieve(None)
+    snapshots.relieve((0, 2))
+    assert left_of(run_id) != []
+
+    snapshots.relieve((0, 3))
+
+    assert left_of(run_id) == []
+
+
 LIFE = """
 import os, signal, sys
 from pathlib import Path
@@ -228,20 +254,22 @@ def small(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
         subprocess.run(["umount", "--lazy", os.fspath(folder)], check=True)
 
 
-def live(
-    folder: Path, first: int, last: int, place: str = "", *, durable: int = -1
-) -> tuple[int, bool]:
+@pytest.fixture
+def live(launch: Callable[..., Any]) -> Callable[..., tuple[int, bool]]:
     """Take snapshots in a process that is killed at *place* of the last, or behind it.
 
     Return the step that it found, and whether it warned that it takes none.
     """
-    numbers = map(str, (durable, first, last))
-    command = [sys.executable, "-c", LIFE, os.fspath(folder), "ab" * 16, *numbers, place]
-    done = subprocess.run(
-        command, check=False, capture_output=True, timeout=120, encoding="utf-8"
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    return int(done.stdout), "no snapshots are taken in shared memory" in done.stderr
+
+    def run(
+        folder: Path, first: int, last: int, place: str = "", *, durable: int = -1
+    ) -> tuple[int, bool]:
+        arguments = (folder, "ab" * 16, durable, first, last, place)
+        (done,) = launch("-c", LIFE, *arguments, timeout_s=120)
+        assert done.code == -signal.SIGKILL, done.err
+        return int(done.out), "no snapshots are taken in shared memory" in done.err
+
+    return run
 
 
 def steps_in(folder: Path) -> list[int]:
@@ -251,7 +279,7 @@ def steps_in(folder: Path) -> list[int]:
 
 @pytest.mark.parametrize("place", ["claimed", "wiped", "copying", "described"])
 def test_with_room_for_two_a_kill_never_takes_both(
-    small: Callable[[int], Path], place: str
+    small: Callable[[int], Path], live: Callable[..., tuple[int, bool]], place: str
 ) -> None:
     """Killed before its first is committed, again and again, each life finds the newest."""
     folder = small(4)
@@ -265,7 +293,9 @@ def test_with_room_for_two_a_kill_never_takes_both(
     assert len(list(folder.iterdir())) == 1
 
 
-def test_with_room_for_one_the_old_one_stays(small: Callable[[int], Path]) -> None:
+def test_with_room_for_one_the_old_one_stays(
+    small: Callable[[int], Path], live: Callable[..., tuple[int, bool]]
+) -> None:
     """No other is taken, with the warning, until a checkpoint has as many steps."""
     folder = small(2)
     assert live(folder, 1, 2) == (0, True)
@@ -304,16 +334,23 @@ def test_steps_are_not_counted_where_that_cannot_be(
     counter.close()
 
 
-def killed(tmp_path: Path, step: int) -> None:
+@pytest.fixture
+def killed(launch: Callable[..., Any]) -> Callable[[Path, int], None]:
     """Train in another process, killed in a step, with a snapshot of every third step."""
-    command = [sys.executable, str(HERE / "exact_runs.py"), "kill", str(tmp_path)]
-    # With as many threads as here: sums are rounded by how they are split.
-    done = subprocess.run([*command, str(step)], check=False, timeout=120)
-    assert done.returncode == -signal.SIGKILL
+
+    def run(run_dir: Path, step: int) -> None:
+        (done,) = launch(HERE / "exact_runs.py", "kill", run_dir, step, timeout_s=120)
+        assert done.code == -signal.SIGKILL, done.err
+
+    return run
 
 
 def test_killed_run_goes_on_from_memory(
-    tmp_path: Path, fabric: Fabric, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    tmp_path: Path,
+    fabric: Fabric,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+    killed: Callable[[Path, int], None],
 ) -> None:
     """After SIGKILL the next start says what was lost, ends the same, and frees memory."""
     monkeypatch.syspath_prepend(str(HERE))
@@ -342,7 +379,9 @@ def test_killed_run_goes_on_from_memory(
     assert left_of(name_of(tmp_path / "killed")) == []
 
 
-def test_killed_lives_leave_one_snapshot(tmp_path: Path) -> None:
+def test_killed_lives_leave_one_snapshot(
+    tmp_path: Path, killed: Callable[[Path, int], None]
+) -> None:
     """Each life that took one before its SIGKILL leaves that one, and none before it."""
     for step in (5, 8, 12):
         killed(tmp_path / "run", step)
@@ -356,7 +395,11 @@ def test_killed_lives_leave_one_snapshot(tmp_path: Path) -> None:
 
 
 def test_steps_are_told_as_lost_where_nothing_was_kept(
-    tmp_path: Path, fabric: Fabric, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    tmp_path: Path,
+    fabric: Fabric,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+    killed: Callable[[Path, int], None],
 ) -> None:
     """Killed before its first snapshot, a run begins anew, and says what that costs."""
     monkeypatch.syspath_prepend(str(HERE))
@@ -378,7 +421,10 @@ def test_steps_are_told_as_lost_where_nothing_was_kept(
 
 
 def test_foreign_and_older_snapshots_are_left_alone(
-    tmp_path: Path, fabric: Fabric, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    fabric: Fabric,
+    monkeypatch: pytest.MonkeyPatch,
+    killed: Callable[[Path, int], None],
 ) -> None:
     """A folder made anew takes nothing of the run that had its path before."""
     monkeypatch.syspath_prepend(str(HERE))

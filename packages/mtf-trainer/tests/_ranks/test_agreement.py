@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from mtf_trainer._ranks.agreement import StopAgreement
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def ranks(
+    launch: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Any]]:
     """Return what two processes saw."""
     spec = spec_from_file_location("ranks", Path(__file__).parents[1] / "run_ranks.py")
     assert spec is not None
@@ -19,7 +22,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     told: list[dict[str, Any]] = module.run_pair(
-        "agreement", tmp_path_factory.mktemp("agreement")
+        launch, "agreement", tmp_path_factory.mktemp("agreement")
     )
     return told
 

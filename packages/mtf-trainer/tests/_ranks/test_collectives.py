@@ -1,12 +1,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from collections import Counter
+from collections.abc import Callable
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -25,24 +22,12 @@ SCRIPT = Path(__file__).parents[1] / "run_distributed.py"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(launch: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run the script in two processes over gloo; return where they wrote."""
     folder = tmp_path_factory.mktemp("distributed")
-    process = subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(folder)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-        start_new_session=True,
-    )
-    try:
-        _, told = process.communicate(timeout=300)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        raise
-    assert process.returncode == 0, told
+    ended = launch(SCRIPT, folder, processes=2)
+    told = "".join(each.err for each in ended)
+    assert [each.code for each in ended] == [0, 0], told
     (folder / "stderr").write_text(told, "utf-8")
     return folder
 

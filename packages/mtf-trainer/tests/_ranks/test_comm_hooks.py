@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ SAVED_AT = (0, 1, 3)
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]:
+def told(
+    launch: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> list[list[dict[str, Any]]]:
     """Return what two processes saw, and two others that went on from their state."""
     spec = spec_from_file_location("ranks", Path(__file__).parents[1] / "run_ranks.py")
     assert spec is not None
@@ -26,7 +29,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     folder = tmp_path_factory.mktemp("hooks")
-    return [module.run_pair(name, folder) for name in ("hooks", "hooks_resumed")]
+    return [module.run_pair(launch, name, folder) for name in ("hooks", "hooks_resumed")]
 
 
 @pytest.fixture

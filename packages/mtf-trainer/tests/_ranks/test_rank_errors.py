@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import module_from_spec, spec_from_file_location
 from itertools import repeat
 from pathlib import Path
@@ -23,14 +24,14 @@ RunPair = Callable[..., list[tuple[int, str]]]
 
 
 @pytest.fixture(scope="module")
-def run_pair() -> RunPair:
+def run_pair(launch: Callable[..., Any]) -> RunPair:
     """Return what runs a scenario in two processes."""
     spec = spec_from_file_location("ranks", Path(__file__).parents[1] / "run_ranks.py")
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
-    return cast(RunPair, module.run_pair)
+    return partial(module.run_pair, launch)
 
 
 @pytest.mark.slow

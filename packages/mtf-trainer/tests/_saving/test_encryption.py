@@ -212,8 +212,8 @@ SHORT = "c2VjcmV0IHNlY3JldCBzZWNyZXQ="
         (f"{SHORT}\n", 0o600, "line 1 is not base64 of 32 bytes"),
         (f"\n{SHORT[:-1]}!\n", 0o600, "line 2 is not base64 of 32 bytes"),
         ("schl\u00fcssel", 0o600, "is not text"),
-        (generate_key(), 0o604, "open to everyone: chmod 600"),
-        (generate_key(), 0o602, "open to everyone"),
+        pytest.param(generate_key(), 0o604, "open to everyone: chmod 600", id="read"),
+        pytest.param(generate_key(), 0o602, "open to everyone", id="write"),
     ],
 )
 def test_bad_key_file_is_a_clear_error(

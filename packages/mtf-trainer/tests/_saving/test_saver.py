@@ -6,7 +6,6 @@ import re
 import resource
 import shutil
 import subprocess
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -297,18 +296,12 @@ print(number)
 
 
 @pytest.mark.slow
-def test_sigkill_at_any_place(tmp_path: Path) -> None:
+def test_sigkill_at_any_place(tmp_path: Path, launch: Callable[..., Any]) -> None:
     """The same holds for a process that the system really kills."""
-    told = subprocess.run(
-        [sys.executable, "-c", KILL, str(tmp_path)],
-        check=True,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    (told,) = launch("-c", KILL, tmp_path)
 
-    values = [newest(tmp_path / str(n)) for n in range(1, int(told.stdout) + 1)]
+    assert told.code == 0, told.err
+    values = [newest(tmp_path / str(n)) for n in range(1, int(told.out) + 1)]
     assert values == sorted(values)
     assert set(values) == {2, 9}
 

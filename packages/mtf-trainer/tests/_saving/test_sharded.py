@@ -4,7 +4,7 @@ import hashlib
 import pickle
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -45,14 +45,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ranks(folder: Path) -> list[dict[str, Any]]:
+def ranks(launch: Callable[..., Any], folder: Path) -> list[dict[str, Any]]:
     """Return what two processes saw that train, save and load a sharded model."""
     spec = spec_from_file_location("ranks", Path(__file__).parents[1] / "run_ranks.py")
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
-    told: list[dict[str, Any]] = module.run_pair("sharded", folder)
+    told: list[dict[str, Any]] = module.run_pair(launch, "sharded", folder)
     return told
 
 

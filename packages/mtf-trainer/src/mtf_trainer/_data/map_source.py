@@ -125,7 +125,9 @@ class MapSource:
     def adopt(self, cursors: Sequence[Cursor]) -> Cursor:
         """Return the place in the global order that all *cursors* name."""
         first = cursors[0]
-        if any(cursor != first for cursor in cursors) or list(first) != [self._unit]:
+        place = first.get(self._unit)
+        strange = list(first) != [self._unit] or type(place) is not int or place < 0
+        if strange or any(cursor != first for cursor in cursors):
             message = (
                 f"the processes of the checkpoint stood at {list(cursors)}, which is no "
                 f"place in an order of {self._unit}: another kind of loader, or another "

@@ -22,67 +22,23 @@ from torch.distributed.tensor import zeros as spread_zeros
 from torch.optim import Optimizer
 
 from mtf_trainer._hooks import Hooks
-from mtf_trainer._loop.phase_loop import SchedulerSpec
+from mtf_trainer._loop.form import reading
+from mtf_trainer._loop.match import check_groups, check_like, check_tensors
+from mtf_trainer._loop.schedulers import (
+    SchedulerSpec,
+    like_own,
+    plain_state,
+    scale_rates,
+)
 from mtf_trainer._ranks.comm_hooks import CommState, ddp_state, load_ddp_state
 from mtf_trainer._ranks.sharding import is_sharded
 from mtf_trainer._saving.spread import Spread
 from mtf_trainer.ema import WeightAverage
-from mtf_trainer.errors import (
-    CheckpointDamagedError,
-    CheckpointMismatchError,
-    CheckpointVersionError,
-    CheckpointWarning,
-)
-from mtf_trainer.state import LocalState, ResumeState, UnknownVersionError
+from mtf_trainer.errors import CheckpointMismatchError, CheckpointWarning
+from mtf_trainer.state import LocalState
 from mtf_trainer.trackers import Trackers
 
-__all__ = ["Objects", "read_resume"]
-
-_SHARED = (
-    "resume",
-    "model",
-    "optimizers",
-    "schedulers",
-    "precision",
-    "ema",
-    "modes",
-    "trained",
-    "buffers",
-    "callbacks",
-    "trackers",
-    "guard",
-    "metrics",
-    "metrics_bytes",
-    "best",
-    "ended",
-    "layout",
-    "world_size",
-    "locals",
-)
-
-
-def read_resume(place: Any, content: Mapping[str, Any]) -> ResumeState:
-    """Return where *content* stands, found at *place*.
-
-    Raises:
-        CheckpointVersionError: If it has a version that is not ours.
-        CheckpointMismatchError: If an entry is missing.
-        CheckpointDamagedError: If the resume state is malformed.
-    """
-    if not isinstance(content.get("resume"), Mapping):
-        problem = "is missing; it is no checkpoint of mtf-trainer"
-        raise CheckpointMismatchError(place, "resume", problem)
-    try:
-        resume = ResumeState.from_plain(content["resume"])
-    except UnknownVersionError as error:
-        raise CheckpointVersionError(place, str(error)) from error
-    except ValueError as error:
-        raise CheckpointDamagedError(place, str(error)) from error
-    for key in _SHARED:
-        if key not in content:
-            problem = "is missing; it is no checkpoint of this mtf-trainer"
-            raise CheckpointMismatchError(place, key, problem)
-    return resume
+__all__ = ["Objects"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,6 +60,11 @@ class Objects:
         model = self.model
         return cast(nn.Module, model.module) if is_wrapped(model) else model
 
+    @property
+    def state_bytes(self) -> int:
+        """About how much there is to copy: weights, and twice that of an optimizer."""
+        return 3 * sum(p.numel() * p.element_size() for p in self.model.parameters())
+
     def state(self) -> dict[str, Any]:
         """Return their states, as plain data and live tensors."""
         ema = self.ema
@@ -113,7 +74,10 @@ class Objects:
                 {"type": _kind(o), "state": o.state_dict()} for o in self.optimizers
             ],
             "schedulers": [
-                {"type": _kind(s.scheduler), "state": _plain(s.scheduler.state_dict())}
+                {
+                    "type": _kind(s.scheduler),
+                    "state": plain_state(s.scheduler.state_dict()),
+                }
                 for s in self.schedulers
             ],
             "precision": self.fabric.strategy.precision.state_dict(),
@@ -153,7 +117,7 @@ class Objects:
         Raises:
             CheckpointMismatchError: Naming the first entry that does not.
         """
-        _check_tensors(place, "model", state["model"], self._weights())
+        check_tensors(place, "model", state["model"], self._weights())
         for key, ours in (
             ("optimizers", self.optimizers),
             ("schedulers", [spec.scheduler for spec in self.schedulers]),
@@ -169,7 +133,14 @@ class Objects:
         for index, (each, optimizer) in enumerate(
             zip(state["optimizers"], self.optimizers, strict=True)
         ):
-            _check_groups(place, index, each["state"], optimizer.state_dict())
+            check_groups(place, index, each["state"], optimizer.state_dict())
+        for index, (each, spec) in enumerate(
+            zip(state["schedulers"], self.schedulers, strict=True)
+        ):
+            key = f"schedulers.{index}.state"
+            check_like(
+                place, key, each["state"], plain_state(spec.scheduler.state_dict())
+            )
         if (state["ema"] is None) != (self.ema is None):
             had = "no average" if state["ema"] is None else "an average"
             problem = (
@@ -186,7 +157,7 @@ class Objects:
                 f"the checkpoint has {len(state['trained'])}, the model {num_parameters}"
             )
             raise CheckpointMismatchError(place, "trained", problem)
-        _check_tensors(place, "buffers", state["buffers"], self._hidden_buffers())
+        check_tensors(place, "buffers", state["buffers"], self._hidden_buffers())
         self.hooks.check(state["callbacks"], place)
 
     def targets(self, place: Path, spread: Iterable[Spread]) -> dict[str, DTensor]:
@@ -238,22 +209,30 @@ class Objects:
         return parameter
 
     def load(self, state: Mapping[str, Any], place: Any) -> None:
-        """Take over a *state* that was checked."""
+        """Take over a *state* that was checked.
+
+        Raises:
+            CheckpointMismatchError: If an object does not take its own; some have taken
+                over theirs then.
+        """
         if self.ema is not None and self.ema.swapped:
             self.ema.swap()
-        self.model.load_state_dict(state["model"])
-        for each, optimizer in zip(state["optimizers"], self.optimizers, strict=True):
-            optimizer.load_state_dict(each["state"])
-        for each, spec in zip(state["schedulers"], self.schedulers, strict=True):
-            spec.scheduler.load_state_dict(_like(spec.scheduler, each["state"]))
+        with reading(place, "model"):
+            self.model.load_state_dict(state["model"])
+        for index, optimizer in enumerate(self.optimizers):
+            with reading(place, f"optimizers.{index}.state"):
+                optimizer.load_state_dict(state["optimizers"][index]["state"])
+        for index, spec in enumerate(self.schedulers):
+            saved = state["schedulers"][index]["state"]
+            with reading(place, f"schedulers.{index}.state"):
+                spec.scheduler.load_state_dict(like_own(spec.scheduler, saved))
             # torch would warn that no optimizer stepped yet, in this process.
             spec.scheduler.optimizer._opt_called = True  # type: ignore[attr-defined]  # noqa: SLF001
-        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        with reading(place, "precision"):
+            self.fabric.strategy.precision.load_state_dict(state["precision"])
         if self.ema is not None:
-            try:
+            with reading(place, "ema"):
                 self.ema.load_state_dict(state["ema"])
-            except ValueError as error:
-                raise CheckpointMismatchError(place, "ema", str(error)) from error
         for module, mode in zip(self.inner.modules(), state["modes"], strict=True):
             module.training = mode
         for parameter, trained in zip(
@@ -261,7 +240,8 @@ class Objects:
         ):
             parameter.requires_grad_(trained)
         for name, buffer in self._hidden_buffers().items():
-            buffer.copy_(state["buffers"][name])
+            with reading(place, f"buffers.{name}"):
+                buffer.copy_(state["buffers"][name])
         self.hooks.load_state_dict(state["callbacks"], place)
         if self.fabric.is_global_zero:
             self.trackers.load_state_dict(state["trackers"])
@@ -313,9 +293,11 @@ class Objects:
         """
         if same_number:
             if is_sharded(self.fabric):
-                self._load_own_buffers(local.ddp)
+                with reading(place, "locals.ddp"):
+                    self._load_own_buffers(local.ddp)
             else:
-                same = load_ddp_state(self.model, local.ddp)
+                with reading(place, "locals.ddp"):
+                    same = load_ddp_state(self.model, local.ddp)
                 if not same and self.fabric.world_size > 2 and self.fabric.is_global_zero:  # noqa: PLR2004 - the sum of two has one order
                     message = (
                         f"{place}: DDP's buckets are not those of then: the first step "
@@ -323,15 +305,14 @@ class Objects:
                     )
                     warnings.warn(message, CheckpointWarning, stacklevel=5)
             if self.comm is not None:
-                try:
+                with reading(place, "locals.comm"):
                     self.comm.load_state_dict(local.comm or {"kind": "none"})
-                except ValueError as error:
-                    raise CheckpointMismatchError(place, "comm", str(error)) from error
         for name, parameter in self.inner.named_parameters():
             gradient = None if local.grads is None else local.grads.get(name)
-            if gradient is not None:
-                gradient = gradient.to(parameter.device).clone()
-            parameter.grad = gradient
+            with reading(place, f"locals.grads.{name}"):
+                if gradient is not None:
+                    gradient = gradient.to(parameter.device).clone()
+                parameter.grad = gradient
 
     def scale_learning_rates(self, factor: float) -> None:
         """Multiply every learning rate, also those that schedulers start from."""
@@ -341,7 +322,7 @@ class Objects:
                     if name in group:
                         group[name] = group[name] * factor
         for spec in self.schedulers:
-            _scale_rates(spec.scheduler, factor)
+            scale_rates(spec.scheduler, factor)
 
 
 def _gradients_of(model: nn.Module) -> dict[str, Tensor]:
@@ -368,72 +349,7 @@ def _room_for(spread: Spread, parameter: DTensor) -> DTensor:
     )
 
 
-def _scale_rates(scheduler: Any, factor: float) -> None:
-    for name in ("base_lrs", "max_lrs", "_last_lr"):
-        rates = getattr(scheduler, name, None)
-        if rates is not None:
-            setattr(scheduler, name, [rate * factor for rate in rates])
-    for inner in getattr(scheduler, "_schedulers", ()):
-        _scale_rates(inner, factor)
-
-
-def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a scheduler's state without its functions, which it makes itself."""
-    return {key: value for key, value in state.items() if not callable(value)}
-
-
-def _like(scheduler: object, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return *state* with its mappings of the kinds that *scheduler* has, as Counter."""
-    own = vars(scheduler)
-    return {
-        key: type(own[key])(value)
-        if isinstance(value, dict) and isinstance(own.get(key), dict)
-        else value
-        for key, value in state.items()
-    }
-
-
 def _kind(value: object) -> str | None:
     """Return the name of the class that Fabric wrapped, or None for None."""
     inner = getattr(value, "optimizer", value) if is_wrapped(value) else value
     return None if inner is None else type(inner).__qualname__
-
-
-def _check_tensors(
-    place: Any, under: str, saved: Mapping[str, Any], own: Mapping[str, Any]
-) -> None:
-    for name, value in own.items():
-        key = f"{under}.{name}"
-        if name not in saved:
-            raise CheckpointMismatchError(place, key, "is missing in the checkpoint")
-        found = getattr(saved[name], "shape", None)
-        if found != getattr(value, "shape", None):
-            problem = f"has shape {_shape(saved[name])}, the model needs {_shape(value)}"
-            raise CheckpointMismatchError(place, key, problem)
-    for name in saved:
-        if name not in own:
-            key = f"{under}.{name}"
-            raise CheckpointMismatchError(place, key, "is not in the model")
-
-
-def _check_groups(
-    place: Any, number: int, saved: Mapping[str, Any], own: Mapping[str, Any]
-) -> None:
-    groups, ours = saved["param_groups"], own["param_groups"]
-    key = f"optimizers.{number}.param_groups"
-    if len(groups) != len(ours):
-        problem = f"the checkpoint has {len(groups)}, this run {len(ours)}"
-        raise CheckpointMismatchError(place, key, problem)
-    for index, (group, our) in enumerate(zip(groups, ours, strict=True)):
-        if len(group["params"]) != len(our["params"]):
-            problem = (
-                f"the checkpoint has {len(group['params'])} parameters, "
-                f"this run {len(our['params'])}"
-            )
-            raise CheckpointMismatchError(place, f"{key}.{index}", problem)
-
-
-def _shape(value: object) -> object:
-    if isinstance(value, Tensor | Spread):
-        return tuple(value.shape)
-    return "none (no tensor)"

@@ -8,18 +8,20 @@ method is called by all of them, at the same safe point. The first one writes.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from lightning.fabric import Fabric
 
-from mtf_trainer._data.source import Source
-from mtf_trainer._loop.capture import Objects, read_resume
-from mtf_trainer._loop.loop_state import LoopState, local_for
+from mtf_trainer._loop.capture import Objects
+from mtf_trainer._loop.form import locals_of, read_resume
+from mtf_trainer._loop.ground import Ground
+from mtf_trainer._loop.loop_state import LoopState
+from mtf_trainer._loop.parts import settings_of
+from mtf_trainer._loop.restoring import Restoring, layout_of
 from mtf_trainer._loop.run import Run
 from mtf_trainer._loop.run_dir import RunDir, memory_id
 from mtf_trainer._loop.storage import storage_for
@@ -28,8 +30,6 @@ from mtf_trainer._ranks.collectives import gather, on_rank_zero
 from mtf_trainer._saving.files import age
 from mtf_trainer.config import GenericTrainerConfig
 from mtf_trainer.errors import (
-    CheckpointDamagedError,
-    CheckpointMismatchError,
     CheckpointWarning,
     CheckpointWriteError,
     DivergenceError,
@@ -38,7 +38,7 @@ from mtf_trainer.errors import (
 )
 from mtf_trainer.metrics import MetricsWriter
 from mtf_trainer.phases import Phase
-from mtf_trainer.state import LocalState, ResumeState, RNGState
+from mtf_trainer.state import LocalState, RNGState
 
 __all__ = ["Keeper"]
 
@@ -76,8 +76,8 @@ class Keeper:
         self._storage = storage_for(
             config.run_dir / "checkpoints", config.checkpoint, fabric, objects
         )
-        self._folder: RunDir | None = None
-        self._metrics: MetricsWriter | None = None
+        self._ground = Ground(config.checkpoint)
+        self._restoring = Restoring(config, fabric, at, objects)
         self._streams: RNGState | None = None
         self._stack = ExitStack()
 
@@ -86,7 +86,7 @@ class Keeper:
 
         def open_folder() -> str:
             folder = self._stack.enter_context(RunDir(config.run_dir))
-            self._folder = folder
+            self._ground.folder = folder
             self._stack.callback(self._storage.close)
             self._storage.prepare()
             return folder.run_id
@@ -96,7 +96,7 @@ class Keeper:
             if config.snapshot.enabled:
                 name = memory_id(config.run_dir, run_id)
                 self.snapshots = Snapshots(
-                    config.snapshot, name, fabric, self._agree, self._state_bytes()
+                    config.snapshot, name, fabric, self._agree, self._objects.state_bytes
                 )
                 self._stack.callback(self.snapshots.close)
         except BaseException:
@@ -133,6 +133,8 @@ class Keeper:
             snapshots.moment = None
         if kept is not None and not snapshots.give_back(self._durable()):
             try:
+                if self._config.run_dir.exists():
+                    self._ground.check()
                 self._storage.rescue(kept.content())
                 for saved in self._storage.finished(wait=False):
                     self.checkpoint = saved.path
@@ -157,7 +159,9 @@ class Keeper:
         keep_bytes = 0
         if found is not None:
             self.resumed_from, content, local = found
-            keep_bytes = self._restore(run, self.resumed_from, content, local)
+            keep_bytes, self._streams = self._restoring.restore(
+                run, self.resumed_from, content, local
+            )
         elif trained:
             message = (
                 f"this trainer has trained before, and {self._config.run_dir} holds no "
@@ -167,7 +171,7 @@ class Keeper:
         else:
             rank = self._fabric.global_rank
             self._streams = RNGState.seeded((self._config.seed + rank) % 2**32)
-            run.trackers.log_params(_settings(self._config))
+            run.trackers.log_params(settings_of(self._config))
         if self.snapshots is not None:
             done = self.snapshots.steps_done()
             self.steps_lost = max(0, done - self._at.global_step)
@@ -175,7 +179,7 @@ class Keeper:
         def open_metrics() -> None:
             path = self._config.run_dir / "metrics.jsonl"
             writer = MetricsWriter(path, keep_bytes=keep_bytes)
-            self._metrics = run.metrics = self._stack.enter_context(writer)
+            self._ground.metrics = run.metrics = self._stack.enter_context(writer)
             if writer.missing_bytes:
                 message = (
                     f"{path} lacks {writer.missing_bytes} bytes that it had at "
@@ -215,101 +219,48 @@ class Keeper:
                 packed, path = snapshot
                 content = self._storage.unpack(path, packed)
                 if content is not None:
-                    own = LocalState.from_plain(content["locals"][0])
-                    return path, content, own
+                    read_resume(path, content)
+                    return path, content, locals_of(path, content, 1)[0]
         if checkpoint is None:
             return None
         return *checkpoint, None
-
-    def _restore(
-        self, run: Run, place: Path, content: Mapping[str, Any], own: LocalState | None
-    ) -> int:
-        """Take over *content*; return the size of the file of metrics at that time."""
-        fabric, at = self._fabric, self._at
-        resume = read_resume(place, content)
-        self._objects.check(place, content)
-        self._check_layout(run, place, resume, content["layout"])
-        try:
-            parts = [LocalState.from_plain(plain) for plain in content["locals"]]
-        except ValueError as error:
-            raise CheckpointDamagedError(place, str(error)) from error
-        same_number = content["world_size"] == fabric.world_size
-        if own is None:
-            if not same_number:
-                self._warn_of_processes(place, len(parts))
-            own = local_for(
-                parts, fabric.global_rank, fabric.world_size, self._config.seed
-            )
-            own.train_cursor = _adopt(run.train, [p.train_cursor for p in parts])
-            own.val_cursor = _adopt(run.val, [p.val_cursor for p in parts])
-        self._objects.load(content, place)
-        at.load(resume, content, own, fabric)
-        self._objects.load_local(place, own, same_number=same_number)
-        run.guard.load_state_dict(content["guard"])
-        run.trackers.rewind(at.global_step)
-        self._streams = own.rng
-        return int(content["metrics_bytes"])
-
-    def _check_layout(
-        self, run: Run, place: Path, resume: ResumeState, saved: Mapping[str, Any]
-    ) -> None:
-        inside = resume.train.batch_idx > 0
-        for name, value in self._layout(run).items():
-            before = saved.get(name, value)
-            if before == value:
-                continue
-            if inside:
-                problem = (
-                    f"was {before} and is {value}: the rest of an epoch needs what its "
-                    "beginning had"
-                )
-                raise CheckpointMismatchError(place, f"layout.{name}", problem)
-            if self._fabric.is_global_zero:
-                message = f"{place}: {name} was {before} and is {value} from here on"
-                warnings.warn(message, CheckpointWarning, stacklevel=4)
-
-    def _layout(self, run: Run) -> dict[str, int]:
-        return {**run.train.layout(), "seed": self._config.seed}
-
-    def _warn_of_processes(self, place: Path, before: int) -> None:
-        if self._fabric.is_global_zero:
-            message = (
-                f"{place} was written by {before} processes and is continued by "
-                f"{self._fabric.world_size}: the order of samples is the same, what "
-                "processes draw from their own streams is not"
-            )
-            warnings.warn(message, CheckpointWarning, stacklevel=4)
 
     def save(self, run: Run, *, wait: bool) -> None:
         """Write a checkpoint of this safe point; *wait* until it is proven.
 
         Raises:
-            CheckpointWriteError: If it cannot be written, or an earlier one could not.
-                If the run's folder was deleted or replaced.
+            CheckpointWriteError: If it cannot be written, or an earlier one could not; if
+                the run's folder was deleted or replaced; and that is to stop.
             MetricsFileError: If the file of metrics was.
             DivergenceError: If the state is one that the guard would stop.
         """
-        on_rank_zero(self._fabric, self._check_folder)
-        self._refuse_diverged(run)
-        content = self._content(run)
         at = self._at
-        with run.unwatched():
-            self._storage.save(
-                content,
-                epoch=at.epoch,
-                global_step=at.global_step,
-                metrics=at.metrics,
-                wait=wait,
-            )
-            on_rank_zero(self._fabric, lambda: self._take_note(run))
+        if on_rank_zero(self._fabric, self._ground.is_owned):
+            self._refuse_diverged(run)
+            content = self._content(run)
+            with run.unwatched():
+                self._storage.save(
+                    content,
+                    epoch=at.epoch,
+                    global_step=at.global_step,
+                    metrics=at.metrics,
+                    wait=wait,
+                )
+                self.checkpoint = on_rank_zero(self._fabric, lambda: self._take_note(run))
+            if self.snapshots is not None:
+                self.snapshots.relieve(self._durable())
         between = at.phase in {Phase.TRAIN_START_EPOCH, Phase.TRAINING_COMPLETE}
         run.schedule.saved(at.global_step, between_epochs=between)
 
-    def _check_folder(self) -> None:
-        """See that what is written still reaches the run's folder, and no other run's."""
-        for each in (self._folder, self._metrics):
-            if each is not None:
-                each.check()
+    def let_go(self, run: Run) -> bool:
+        """Write no more metrics, if the folder is lost and the run is to go on.
+
+        Called in the first process; tells whether it is so.
+        """
+        if self._ground.let_go():
+            run.metrics = None
+            return True
+        return False
 
     def look(self, run: Run) -> None:
         """See what the process that writes has finished, in the first process.
@@ -320,11 +271,15 @@ class Keeper:
         if self._fabric.is_global_zero:
             self._take_note(run)
 
-    def _take_note(self, run: Run, *, wait: bool = False) -> None:
+    def _take_note(self, run: Run, *, wait: bool = False) -> Path | None:
+        """Return the newest checkpoint, having told callbacks of those that are new."""
         for saved in self._storage.finished(wait=wait):
             self.checkpoint = saved.path
             run.expected_save_s = max(run.expected_save_s, saved.seconds)
+            if self.snapshots is not None:
+                self.snapshots.relieve(self._durable())
             run.hooks.call("on_checkpoint", run.owner, saved.path)
+        return self.checkpoint
 
     def _refuse_diverged(self, run: Run) -> None:
         """Let no state onto the disk that the next start would not want."""
@@ -364,13 +319,13 @@ class Keeper:
         plain = local.to_plain()
         if not whole:
             return {"locals": plain}
-        writer = self._metrics
+        writer = self._ground.metrics
         return {
             **self._objects.state(),
             **at.shared(),
             "guard": run.guard.state_dict(),
             "metrics_bytes": 0 if writer is None else writer.size(),
-            "layout": self._layout(run),
+            "layout": layout_of(run, self._config.seed),
             "world_size": fabric.world_size,
             "locals": plain,
         }
@@ -387,10 +342,10 @@ class Keeper:
         found = self._storage.newest()
         if found is None:
             raise DivergenceError(step, f"{why}; there is no checkpoint to go back to")
-        keep_bytes = self._restore(run, *found, None)
+        keep_bytes, self._streams = self._restoring.restore(run, *found, None)
         self._objects.scale_learning_rates(self._config.guard.rollback_lr_factor)
-        if self._metrics is not None:
-            self._metrics.cut(keep_bytes)
+        if self._ground.metrics is not None:
+            self._ground.metrics.cut(keep_bytes)
         if self.snapshots is not None:
             self.snapshots.remove()
         # The lower rates must outlive a kill; the same place is written once more.
@@ -402,18 +357,22 @@ class Keeper:
     def end(self, run: Run, *, complete: bool) -> None:
         """Wait for what is being written, and give shared memory back.
 
+        A state that the disk does not have, or no longer, is saved once more.
+
         Raises:
-            CheckpointWriteError: If a checkpoint could not be written.
+            CheckpointWriteError: If a checkpoint could not be written, or the run's
+                folder was deleted or replaced; and that is to stop.
+            MetricsFileError: If the file of metrics was.
         """
 
         def settle() -> Path | None:
             self._take_note(run, wait=True)
-            return self.checkpoint
+            return self._ground.newest_left(self.checkpoint)
 
         with run.unwatched():
             self.checkpoint = on_rank_zero(self._fabric, settle)
             if self._is_ahead():
-                # Gone on from a snapshot, with nothing left to do.
+                # From a snapshot, with nothing left to do; or the last save was deleted.
                 self.save(run, wait=True)
                 self.checkpoint = on_rank_zero(self._fabric, settle)
         if not complete and self._is_ahead():
@@ -421,6 +380,9 @@ class Keeper:
             place = self._config.run_dir / "checkpoints"
             raise CheckpointWriteError(place, problem)
         if self.snapshots is not None:
+            if complete and on_rank_zero(self._fabric, lambda: self._ground.is_lost):
+                # Their name is made of the folder's: no start would find them.
+                self.snapshots.remove()
             self.snapshots.give_back(self._durable())
         if run.progress is not None and not complete:
             name = "the beginning" if self.checkpoint is None else self.checkpoint.name
@@ -432,26 +394,3 @@ class Keeper:
         """Tell whether the run has come further than what is on the disk."""
         durable = self._durable()
         return durable is None or durable[1] < self._at.global_step
-
-    def _state_bytes(self) -> int:
-        """Guess the size of the state: weights, and about twice as much of an optimizer."""
-        parameters = self._objects.model.parameters()
-        return 3 * sum(p.numel() * p.element_size() for p in parameters)
-
-
-def _settings(config: GenericTrainerConfig) -> dict[str, Any]:
-    """Return the settings by name, those of a part as ``part.name``, for trackers."""
-    found: dict[str, Any] = {}
-    for name, value in asdict(config).items():
-        inner = value if isinstance(value, dict) else {"": value}
-        for key, each in inner.items():
-            plain = str(each) if isinstance(each, Path) else each
-            found[f"{name}.{key}" if key else name] = plain
-    return found
-
-
-def _adopt(source: Source | None, cursors: list[Any]) -> Any:
-    present = [cursor for cursor in cursors if cursor is not None]
-    if source is None or len(present) < len(cursors) or not present:
-        return None
-    return source.adopt(present)

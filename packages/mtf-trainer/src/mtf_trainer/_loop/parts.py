@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -12,14 +14,22 @@ from lightning.fabric.strategies.ddp import DDPStrategy
 from lightning.fabric.strategies.single_device import SingleDeviceStrategy
 from lightning.fabric.wrappers import is_wrapped
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from mtf_trainer._loop.phase_loop import SchedulerSpec
+from mtf_trainer._loop.schedulers import SchedulerSpec, unwrapped
 from mtf_trainer._ranks.sharding import check_strategy, is_sharded, set_up_sharded
 from mtf_trainer.config import GenericTrainerConfig
 
-__all__ = ["as_list", "as_spec", "check_parts", "deterministic", "set_up_model"]
+__all__ = [
+    "as_list",
+    "as_spec",
+    "check_parts",
+    "deterministic",
+    "set_up_model",
+    "settings_of",
+]
 
 
 def as_list(value: Any) -> list[Any]:
@@ -46,13 +56,19 @@ def as_spec(scheduler: Any, config: GenericTrainerConfig) -> SchedulerSpec:
     return SchedulerSpec(scheduler=scheduler, interval=config.scheduler_interval)
 
 
-def check_parts(fabric: Fabric, model: object, optimizers: Sequence[object]) -> None:
+def check_parts(
+    fabric: Fabric,
+    model: object,
+    optimizers: Sequence[object],
+    schedulers: Sequence[SchedulerSpec] = (),
+) -> None:
     """Accept what a trainer can be made of.
 
     Raises:
         TypeError: If *model* or one of *optimizers* is something else, or there are none.
         ValueError: If *fabric* has another strategy, or has set up only a part of them;
-            if an optimizer needs a closure.
+            if an optimizer needs a closure, or has parameters that are not the model's;
+            if a scheduler is of another optimizer; if the model is not whole yet.
     """
     if is_sharded(fabric):
         check_strategy(fabric)
@@ -80,6 +96,50 @@ def check_parts(fabric: Fabric, model: object, optimizers: Sequence[object]) -> 
     if any(wrapped) and not all(wrapped):
         message = "fabric must have set up both model and optimizer, or neither"
         raise ValueError(message)
+    _check_shapes(model)
+    if not is_sharded(fabric):  # those of a sharded model are exchanged, and checked then
+        _check_parameters(model, optimizers)
+    _check_schedulers(optimizers, schedulers)
+
+
+def _check_shapes(model: nn.Module) -> None:
+    named = (*model.named_parameters(), *model.named_buffers())
+    for name, tensor in named:
+        if is_lazy(tensor):
+            message = (
+                f"{name} of the model has no shape yet, as it is lazy: pass one batch "
+                "through the model before the trainer is made"
+            )
+            raise ValueError(message)
+
+
+def _check_parameters(model: nn.Module, optimizers: Sequence[Any]) -> None:
+    own = {id(parameter) for parameter in model.parameters()}
+    for index, optimizer in enumerate(optimizers):
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if id(parameter) not in own:
+                    message = (
+                        f"optimizer {index} has a parameter of shape "
+                        f"{tuple(parameter.shape)} that is not the model's, and would not "
+                        "be saved: make the optimizer from the parameters of the model "
+                        "that the trainer gets, all others as modules of it"
+                    )
+                    raise ValueError(message)
+
+
+def _check_schedulers(
+    optimizers: Sequence[Any], schedulers: Sequence[SchedulerSpec]
+) -> None:
+    own = {id(unwrapped(optimizer)) for optimizer in optimizers}
+    for index, spec in enumerate(schedulers):
+        optimizer = getattr(spec.scheduler, "optimizer", None)
+        if optimizer is not None and id(unwrapped(optimizer)) not in own:
+            message = (
+                f"scheduler {index}, a {type(spec.scheduler).__name__}, is of an optimizer "
+                "that the trainer does not get: make it with one of the trainer's"
+            )
+            raise ValueError(message)
 
 
 def set_up_model(
@@ -131,3 +191,14 @@ def deterministic(*, enabled: bool) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warns)
         torch.backends.cudnn.benchmark = benchmark
+
+
+def settings_of(config: GenericTrainerConfig) -> dict[str, Any]:
+    """Return the settings by name, those of a part as ``part.name``, for trackers."""
+    found: dict[str, Any] = {}
+    for name, value in asdict(config).items():
+        inner = value if isinstance(value, dict) else {"": value}
+        for key, each in inner.items():
+            plain = str(each) if isinstance(each, Path) else each
+            found[f"{name}.{key}" if key else name] = plain
+    return found

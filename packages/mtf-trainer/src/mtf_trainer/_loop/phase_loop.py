@@ -11,33 +11,24 @@ Shapes: the loss is one number; a batch is whatever the loader's collate functio
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
-import torch
-from lightning.fabric import Fabric
-from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from mtf_trainer._data.source import Batch, Source
-from mtf_trainer._loop.loop_state import LoopState, Window
-from mtf_trainer._loop.means import Means, combine
+from mtf_trainer._data.source import Batch
+from mtf_trainer._loop.loop_base import loss_of
+from mtf_trainer._loop.means import combine
 from mtf_trainer._loop.run import Run
+from mtf_trainer._loop.val_phases import ValPhases
 from mtf_trainer._ranks.sharding import is_sharded
-from mtf_trainer.config import GenericTrainerConfig
-from mtf_trainer.ema import WeightAverage
-from mtf_trainer.errors import DataError
 from mtf_trainer.phases import TRANSITIONS, Phase, check_transition
 from mtf_trainer.result import StopReason
-from mtf_trainer.state import TrainMicroState, ValMicroState
+from mtf_trainer.state import TrainMicroState
 
-__all__ = ["PhaseLoop", "SchedulerSpec", "StepResult", "Stopped"]
-
-_Interval = Literal["step", "epoch", "metric"]
-StepResult = Tensor | Mapping[str, Any]
+__all__ = ["PhaseLoop", "Stopped"]
 
 _NO_CONTEXT = nullcontext()
 
@@ -46,101 +37,8 @@ class Stopped(Exception):  # noqa: N818 - not an error: the way out of the loop
     """The loop stands at a safe point and is to be left there."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SchedulerSpec:
-    """A scheduler, and when it steps.
-
-    Args:
-        scheduler: One of torch's, or with their methods.
-        interval: After each optimizer ``"step"``, after each ``"epoch"`` of training, or
-            at the end of each epoch with a ``"metric"``.
-        monitor: The metric's name, of validation (of training without one).
-
-    Raises:
-        ValueError: If *interval* is none of these, or is not for such a scheduler.
-    """
-
-    scheduler: LRScheduler
-    interval: _Interval
-    monitor: str = "loss"
-
-    def __post_init__(self) -> None:
-        if self.interval not in get_args(_Interval):
-            choices = ", ".join(map(repr, get_args(_Interval)))
-            message = f"interval must be one of {choices}, not {self.interval!r}"
-            raise ValueError(message)
-        takes_metric = isinstance(self.scheduler, ReduceLROnPlateau)
-        if takes_metric != (self.interval == "metric"):
-            name = type(self.scheduler).__name__
-            wanted = "is" if takes_metric else "is not"
-            message = (
-                f"interval={self.interval!r}: {name} {wanted} one that takes a metric"
-            )
-            raise ValueError(message)
-
-
-class PhaseLoop:
-    """Runs batches. A subclass says what a step is.
-
-    Args:
-        config: The settings.
-        fabric: Launched.
-        model: Set up by *fabric*.
-        optimizers: Set up by *fabric*.
-        schedulers: With when they step.
-        ema: The average of the weights, if there is one.
-    """
-
-    def __init__(
-        self,
-        config: GenericTrainerConfig,
-        fabric: Fabric,
-        model: nn.Module,
-        optimizers: Sequence[Optimizer],
-        schedulers: Sequence[SchedulerSpec],
-        ema: WeightAverage | None,
-    ) -> None:
-        self.config = config
-        self.fabric = fabric
-        self.model = model
-        self.optimizers = list(optimizers)
-        self.schedulers = list(schedulers)
-        self.ema = ema
-        self.loss: Tensor | None = None
-        self._at = self._new_state()
-        self._smoothed = False
-        self._distributed = fabric.world_size > 1
-        self._scaler: Any = getattr(fabric.strategy.precision, "scaler", None)
-        self._batch: Batch | None = None
-        self._weight = 1.0
-        self._train_batches: Iterator[Batch] | None = None
-        self._val_batches: Iterator[Batch] | None = None
-        of = {id(_unwrapped(o)): index for index, o in enumerate(self.optimizers)}
-        # With the index of its optimizer, where that is one of the trainer's.
-        self._per_step = [
-            (of.get(id(_unwrapped(getattr(s.scheduler, "optimizer", None)))), s.scheduler)
-            for s in self.schedulers
-            if s.interval == "step"
-        ]
-        self._per_epoch = [s.scheduler for s in self.schedulers if s.interval == "epoch"]
-
-    def _new_state(self) -> LoopState:
-        window = Window(self.config.gradient_accumulation_steps)
-        if self.fabric.world_size > 1:
-            window.over_all = self._over_all
-        return LoopState(window=window, train_means=Means(self.fabric))
-
-    def _over_all(self, number: int, operation: str) -> int:
-        value = torch.tensor(number, device=self.fabric.device)
-        return int(cast(Tensor, self.fabric.all_reduce(value, reduce_op=operation)))
-
-    def training_step(self, batch: Any, batch_idx: int) -> StepResult:
-        """Return the mean loss over *batch*, or a mapping with it as ``loss``."""
-        raise NotImplementedError
-
-    def validation_step(self, batch: Any, batch_idx: int) -> StepResult:
-        """Return the mean loss over *batch* likewise."""
-        raise NotImplementedError
+class PhaseLoop(ValPhases):
+    """Runs batches. A subclass says what a step is; see `LoopBase` for its arguments."""
 
     def _work(self) -> dict[Phase, Callable[[Run], Phase | None]]:
         """Return what does the work of each phase, and says which is next."""
@@ -192,8 +90,12 @@ class PhaseLoop:
 
     def _is_done(self, run: Run) -> bool:
         """Tell, between two epochs, whether another is to come."""
-        enough = self._at.epoch >= run.max_epochs or self._at.ended
-        return enough or self._has_enough_steps(run)
+        enough = self._at.epoch >= run.max_epochs or self._has_enough_steps(run)
+        return enough or self._is_ended(run)
+
+    def _is_ended(self, run: Run) -> bool:
+        """Tell, between two epochs, whether a callback ended the training."""
+        return self._at.ended or run.hooks.want_end
 
     def _has_enough_steps(self, run: Run) -> bool:
         return run.max_steps is not None and self._at.global_step >= run.max_steps
@@ -223,29 +125,6 @@ class PhaseLoop:
         self._batch = self._next(run, run.train, self._train_batches, "training")
         return Phase.TRAIN_BATCH_FORWARD
 
-    def _next(
-        self, run: Run, source: Source, batches: Iterator[Batch], title: str
-    ) -> Batch:
-        """Return the next batch, of which every process must have one.
-
-        Raises:
-            DataError: If there is none, or the processes' streams end apart.
-        """
-        batch = next(batches, None)
-        if batch is None:
-            message = f"the {title} loader has no batches, or fewer than it said"
-            raise DataError(message)
-        if self._distributed and source.num_batches is None:
-            # Each process knows the end of its own stream alone, and a step needs all.
-            ends, goes_on = run.agreement.max_of(batch.is_last, not batch.is_last)
-            if ends and goes_on:
-                message = (
-                    f"the {title} streams of the processes end after different numbers "
-                    "of batches: let them give the same number"
-                )
-                raise DataError(message)
-        return batch
-
     def _train_batch_forward(self, run: Run) -> Phase:
         if self._batch is None:
             self._train_batch_load(run)
@@ -253,7 +132,10 @@ class PhaseLoop:
         self._weight = self._at.window.weight(batch, self.fabric.world_size)
         with self._gradients(batch):
             result = self.training_step(batch.data, self._at.train.batch_idx)
-        loss, others = _loss_of(result)
+        # One loader of several may have no use for it: that is seen at the next line.
+        if not self._smoothed and not batch.loader:
+            self._refuse_unsmoothed()
+        loss, others = loss_of(result)
         self._at.train_means.add(loss, others, batch.num_samples)
         self.loss = loss
         return Phase.TRAIN_BATCH_BACKWARD
@@ -292,16 +174,12 @@ class PhaseLoop:
 
     def _train_batch_optim_step(self, run: Run) -> Phase:
         factor = self._at.window.close()
-        norms: list[Tensor] = []
         chosen = self._at.train.optimizers or range(len(self.optimizers))
-        for index in chosen:
-            self._take_step(run, self.optimizers[index], factor, norms)
-        if self._scales_several:
-            self._scaler.update()
-        if norms:
-            self._at.grad_norm = (
-                norms[0] if len(norms) == 1 else torch.stack(norms).norm()
-            )
+        skips = run.guard.wants_each_step and not run.scales
+        norm, skipped = self._step.take(chosen, factor, skips=skips)
+        self._at.train.skipped += skipped
+        if norm is not None:
+            self._at.grad_norm = norm
         self._zero_grad()
         if self.ema is not None:
             self.ema.update()
@@ -309,33 +187,6 @@ class PhaseLoop:
         self._at.train.window_batches = 0
         self._at.train.stepped = True
         return Phase.SCHEDULER_BATCH_STEP if self._per_step else Phase.TRAIN_BATCH_END
-
-    def _take_step(
-        self, run: Run, optimizer: Optimizer, factor: float, norms: list[Tensor]
-    ) -> None:
-        if factor != 1.0:
-            _scale_gradients(optimizer, factor)
-        max_norm = self.config.max_grad_norm
-        if max_norm is not None:
-            # What is not finite is looked for where the device is waited for anyway.
-            norm = self.fabric.clip_gradients(
-                self.model, optimizer, max_norm=max_norm, error_if_nonfinite=False
-            )
-            norms.append(cast(Tensor, norm))
-        if run.guard.wants_each_step and not run.scales:
-            found = _norm_of(optimizer) if max_norm is None else norms[-1]
-            if not torch.isfinite(found):
-                self._at.train.skipped += 1
-                return
-        if self._scales_several:
-            # Fabric's own call would change the scale before the next optimizer's turn.
-            self._scaler.step(cast(Any, optimizer).optimizer)
-        else:
-            optimizer.step()
-
-    @property
-    def _scales_several(self) -> bool:
-        return self._scaler is not None and len(self.optimizers) > 1
 
     def _zero_grad(self) -> None:
         for optimizer in self.optimizers:
@@ -369,17 +220,9 @@ class PhaseLoop:
         return self._after_training(run)
 
     def _log_training(self, run: Run) -> None:
-        """Write the means over the steps since the last line.
-
-        Raises:
-            ValueError: If label smoothing is set, and the step does not use it.
-        """
-        if self.config.label_smoothing and not self._smoothed:
-            message = (
-                "label_smoothing is set, and training_step did not call "
-                "trainer.cross_entropy: call it, or leave label_smoothing out"
-            )
-            raise ValueError(message)
+        """Write the means over the steps since the last line."""
+        if not self._smoothed:
+            self._refuse_unsmoothed()
         means, counts = self._at.train_means.take()
         sums = self._at.train.epoch_sums
         for name, mean in means.items():
@@ -394,6 +237,13 @@ class PhaseLoop:
             self._at.train.skipped = 0
         run.log("train", self._at.epoch + 1, self._at.global_step, values)
 
+    def _refuse_unsmoothed(self) -> None:
+        message = (
+            "label_smoothing is set, and training_step did not call "
+            "trainer.cross_entropy: call it, or leave label_smoothing out"
+        )
+        raise ValueError(message)
+
     def _epoch_means(self) -> dict[str, float]:
         return {
             name: total / max(1, num_samples)
@@ -407,56 +257,6 @@ class PhaseLoop:
 
     def _after_training(self, run: Run) -> Phase:
         return Phase.EPOCH_END if run.val is None else Phase.VAL_START_EPOCH
-
-    def _val_start_epoch(self, run: Run) -> Phase:
-        self._at.val = ValMicroState()
-        self._at.val_cursor = None
-        self._val_batches = None
-        self._at.val_means = {}
-        self.model.eval()
-        if self.ema is not None:
-            self.ema.swap()
-        self._show_validation(run)
-        return Phase.VAL_BATCH_LOAD
-
-    def _show_validation(self, run: Run) -> None:
-        val, micro = cast(Source, run.val), cast(ValMicroState, self._at.val)
-        label = f"epoch {self._at.epoch + 1}/{run.max_epochs} validation"
-        run.begin(label, val.num_batches, micro.batch_idx)
-
-    def _val_batch_load(self, run: Run) -> Phase:
-        val = cast(Source, run.val)
-        if self._val_batches is None:
-            self._val_batches = val.batches(self._at.epoch, self._at.val_cursor)
-        self._batch = self._next(run, val, self._val_batches, "validation")
-        return Phase.VAL_BATCH_FORWARD
-
-    def _val_batch_forward(self, run: Run) -> Phase:
-        if self._batch is None:
-            self._val_batch_load(run)
-        batch, micro = cast(Batch, self._batch), cast(ValMicroState, self._at.val)
-        self._evaluate(batch, micro.batch_idx, self._at.val_means)
-        micro.batch_idx += 1
-        micro.is_last = batch.is_last
-        self._at.val_cursor = batch.cursor
-        self._batch = None
-        if run.progress is not None:
-            run.progress.advance(batch.num_samples)
-        return Phase.VAL_BATCH_END
-
-    def _evaluate(self, batch: Batch, batch_idx: int, into: dict[str, Means]) -> None:
-        """Take a validation step, and count what it returns under the batch's loader."""
-        with torch.no_grad():
-            loss, others = _loss_of(self.validation_step(batch.data, batch_idx))
-        means = into.get(batch.loader)
-        if means is None:
-            means = into[batch.loader] = Means(self.fabric)
-        means.add(loss, others, batch.num_samples)
-
-    def _val_batch_end(self, run: Run) -> Phase:
-        run.after_batch()
-        micro = cast(ValMicroState, self._at.val)
-        return Phase.EPOCH_END if micro.is_last else Phase.VAL_BATCH_LOAD
 
     def _epoch_end(self, run: Run) -> Phase:
         if run.val is None:
@@ -503,44 +303,3 @@ class PhaseLoop:
 
     def _training_complete(self, run: Run) -> None:  # noqa: ARG002 - one form for all
         return None
-
-
-def _unwrapped(optimizer: Any) -> Any:
-    """Return what Fabric wrapped, or *optimizer* itself."""
-    return getattr(optimizer, "optimizer", optimizer)
-
-
-def _loss_of(result: object) -> tuple[Tensor, Mapping[str, Any] | None]:
-    """Return the loss in what a step returned, and the mapping it came in, if any."""
-    others = None
-    loss = result
-    if isinstance(result, Mapping):
-        others = result
-        loss = result.get("loss")
-    if not isinstance(loss, Tensor):
-        message = (
-            f"a step must return a tensor or a mapping with a tensor as 'loss', not "
-            f"{result!r}"
-        )
-        raise TypeError(message)
-    if loss.dim():
-        message = f"the loss must be one number, not of shape {tuple(loss.shape)}"
-        raise ValueError(message)
-    return loss, others
-
-
-def _scale_gradients(optimizer: Optimizer, factor: float) -> None:
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                parameter.grad.mul_(factor)
-
-
-def _norm_of(optimizer: Optimizer) -> Tensor:
-    gradients = [
-        p.grad
-        for group in optimizer.param_groups
-        for p in group["params"]
-        if p.grad is not None
-    ]
-    return nn.utils.get_total_norm(gradients)

@@ -16,7 +16,7 @@ from mtf_trainer._hooks import Hooks
 from mtf_trainer._loop.means import Average
 from mtf_trainer._ranks.agreement import StopAgreement
 from mtf_trainer._saving.save_schedule import SaveSchedule
-from mtf_trainer.errors import DivergenceError
+from mtf_trainer.errors import DivergenceError, MetricsFileError
 from mtf_trainer.metrics import MetricsWriter
 from mtf_trainer.phases import Phase
 from mtf_trainer.progress import Progress
@@ -50,6 +50,9 @@ class Keeper(Protocol):
 
     def look(self, run: Run) -> None:
         """See what the process that writes has finished."""
+
+    def let_go(self, run: Run) -> bool:
+        """Write no more metrics, if the folder is lost and the run is to go on."""
 
     def roll_back(self, run: Run, why: str) -> None:
         """Go back to the newest checkpoint."""
@@ -139,9 +142,14 @@ class Run:
         Raises:
             DivergenceError: If the guard says so.
             RollBack: Likewise.
+            MetricsFileError: If the line cannot be written.
         """
         if self.metrics is not None:
-            self.metrics.append(step=step, epoch=epoch, split=split, values=values)
+            try:
+                self.metrics.append(step=step, epoch=epoch, split=split, values=values)
+            except MetricsFileError:
+                if not self.keeper.let_go(self):
+                    raise
         if self.progress is not None and split == "train":
             self.progress.loss = values["loss"]
         row = {"step": step, "epoch": epoch, "split": split, **values}

@@ -18,7 +18,8 @@ from typing import Any, Protocol, cast
 from lightning.fabric import Fabric
 from torch.distributed.tensor import DTensor
 
-from mtf_trainer._loop.capture import Objects, read_resume
+from mtf_trainer._loop.capture import Objects
+from mtf_trainer._loop.form import read_resume
 from mtf_trainer._ranks.collectives import gather, on_rank_zero
 from mtf_trainer._ranks.sharding import is_sharded
 from mtf_trainer._saving.commit import Marker

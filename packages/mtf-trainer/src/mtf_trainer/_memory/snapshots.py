@@ -7,7 +7,8 @@ values decide for all.
 
 With several processes each keeps what is its own, and the first of each node the rest as
 well. A start uses a moment that every process has, or none. The newest moment is given up
-once all have committed the next one; where there is no room for both, it stays.
+once all have committed the next one; where there is no room for both, it stays until a
+checkpoint that is not older is on the disk.
 
 A counter of the steps done lies beside them, so that a start can say what was lost.
 """
@@ -211,6 +212,11 @@ class Snapshots:
             return False
         self.remove()
         return True
+
+    def relieve(self, durable: Moment | None) -> None:
+        """Give the memory back where there is no room for the next one, as `give_back`."""
+        if self._given_up:
+            self.give_back(durable)
 
     def remove(self) -> None:
         """Give all the memory back, and begin to count anew."""

@@ -28,6 +28,7 @@ from mtf_trainer.errors import CheckpointDamagedError
 __all__ = [
     "LATEST",
     "Fault",
+    "HashingFile",
     "age",
     "aside_of",
     "checkpoint_name",
@@ -229,6 +230,24 @@ def sha256(path: Path) -> str:
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class HashingFile:
+    """Passes bytes on to a file, and digests them on the way."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._sha256 = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self._sha256.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def hexdigest(self) -> str:
+        return self._sha256.hexdigest()
 
 
 def first_line(error: BaseException) -> str:

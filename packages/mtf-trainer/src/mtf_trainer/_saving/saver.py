@@ -13,7 +13,6 @@ and runs wherever it is called: in the training process or in one of its own.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import pickle
 import time
@@ -30,6 +29,7 @@ from mtf_trainer._saving.encryption import EncryptingFile, Keyring
 from mtf_trainer._saving.files import (
     LATEST,
     Fault,
+    HashingFile,
     age,
     aside_of,
     checkpoint_name,
@@ -234,7 +234,7 @@ class Saver:
     def _write_aside(self, aside: Path, content: dict[str, Any]) -> str:
         with create(aside) as file:
             self._fault("opened")
-            hashing = _HashingFile(file)
+            hashing = HashingFile(file)
             if self._keys is None:
                 torch.save(content, cast(BinaryIO, hashing))
             else:
@@ -342,24 +342,6 @@ class Saver:
         return True
 
 
-class _HashingFile:
-    """Passes bytes on to a file, and digests them on the way."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._sha256 = hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        self._sha256.update(data)
-        return self._file.write(data)
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def hexdigest(self) -> str:
-        return self._sha256.hexdigest()
-
-
 def _too_old(
     entries: list[Entry], current: Entry, settings: CheckpointSettings
 ) -> list[str]:
@@ -382,7 +364,7 @@ def _digests_of(path: Path) -> list[str]:
 
 def _is_epoch_end(content: Mapping[str, Any]) -> bool:
     resume = content.get("resume")
-    return isinstance(resume, dict) and resume.get("phase") in _BETWEEN_EPOCHS
+    return isinstance(resume, dict) and str(resume.get("phase")) in _BETWEEN_EPOCHS
 
 
 def _signature(path: Path) -> tuple[int, ...]:

@@ -33,6 +33,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from mtf_trainer._canonical import digest_of
+from mtf_trainer._saving.certified import check_certificate
 from mtf_trainer._saving.commit import (
     MARKER,
     SHARED,
@@ -192,7 +193,8 @@ def load_sharded(path: Path, targets: Targets) -> dict[str, Any]:
 
     Raises:
         CheckpointDamagedError: In all processes, naming the file: if the folder was not
-            committed, or a file is missing, altered, or of another moment.
+            committed, or a file is missing, altered, or of another moment, or the
+            certificate is of something else.
         CheckpointMismatchError: In all processes, if the targets do not fit.
         CheckpointError: In all processes, what else *targets* raises. Nothing was loaded
             in any of these cases.
@@ -211,7 +213,10 @@ def load_sharded(path: Path, targets: Targets) -> dict[str, Any]:
         return marker
 
     def read() -> None:
-        content.update(_read(path, marker))
+        shared, owns = _parts(path, marker)
+        whole = {**shared, "locals": owns}
+        check_certificate(path, whole)
+        content.update(as_spread(path, whole))
         tensors.update(targets(content))
         check_places(path, content, tensors)
 
