@@ -34,6 +34,8 @@ NEEDS_TORCH = {p for p in PROJECTS if "torch" in str(PROJECTS[p]["dependencies"]
 
 # What a machine has: folders of wheels (in pip's words, then in uv's), interpreters.
 os.environ.setdefault("UV_PYTHON_DOWNLOADS", "never")
+# Without bytecode each process that a test starts would compile all of torch anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 if "PIP_FIND_LINKS" in os.environ:
     os.environ.setdefault("UV_FIND_LINKS", os.environ["PIP_FIND_LINKS"].replace(" ", ","))
 if pyenv := shutil.which("pyenv"):
@@ -188,12 +190,7 @@ def tests(session: nox.Session, package: str) -> None:
     """
     module = install_alone(session, package)
     data = Path(session.create_tmp()) / "coverage"
-    env = {
-        "COVERAGE_FILE": str(data),
-        "PYTHONWARNDEFAULTENCODING": "1",
-        # Else each process that a test starts compiles all of torch anew.
-        "PYTHONDONTWRITEBYTECODE": None,
-    }
+    env = {"COVERAGE_FILE": str(data), "PYTHONWARNDEFAULTENCODING": "1"}
     is_main = session.python == MAIN
     chosen = session.posargs or ([] if is_main else ["-m", "not slow"])
     # --pyargs and --doctest-modules run the examples in the installed docstrings too.
@@ -218,7 +215,8 @@ def minimums(session: nox.Session, package: str) -> None:
     session.run("uv", "pip", "list")
     # What the slow ones show does not depend on versions; the tests above run them.
     chosen = session.posargs or ["-m", "not slow"]
-    session.run("pytest", f"packages/{package}/tests", *chosen)
+    folder = f"packages/{package}"
+    session.run("pytest", *workers(folder), f"{folder}/tests", *chosen)
 
 
 @nox.session(python=MAIN)
@@ -251,10 +249,7 @@ def slurm(session: nox.Session) -> None:
         if not any(map(shutil.which, engines)):
             session.skip(f"nothing to run a cluster in: none of {', '.join(engines)}")
     install_together(session, "--group=test")
-    # Else each job compiles anew what it imports.
-    env = {"PYTHONDONTWRITEBYTECODE": None}
-    chosen = session.posargs or ["tests-integration", "-m", "slurm"]
-    session.run("pytest", *chosen, env=env)
+    session.run("pytest", *(session.posargs or ["tests-integration", "-m", "slurm"]))
 
 
 @nox.session(python=MAIN, default=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,17 @@ class HasNoLimit(LocalLauncher):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.max_running = 1
+
+    def submit(
+        self, experiments: Sequence[Experiment], *, folder: Path
+    ) -> list[Submission]:
+        """Return when all run: else they might happen to run one after another."""
+        entries = super().submit(experiments, folder=folder)
+        deadline = time.monotonic() + 60
+        while not all(starts(folder / each.experiment_name) for each in experiments):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        return entries
 
 
 @pytest.mark.parametrize(

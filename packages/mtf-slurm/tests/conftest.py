@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 
+from mtf_slurm import arrays
+from mtf_slurm.arrays import Planned, Work
 from mtf_slurm.command import Commands
 from mtf_slurm.launcher import SLURMLauncher
+from mtf_slurm.settings import SlurmSettings
 from mtf_slurm.testing import FakeSlurm
 
 TRAIN = """\
@@ -24,13 +27,14 @@ from pathlib import Path
 def on_signal(*_):
     sys.exit(75)
 
-signal.signal(signal.SIGTERM, on_signal)
-signal.signal(signal.SIGUSR1, on_signal)
 do = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))["do"]
+does = {"stubborn": signal.SIG_IGN, "plain": signal.SIG_DFL}.get(do, on_signal)
+signal.signal(signal.SIGTERM, does)
+signal.signal(signal.SIGUSR1, does)
 with open("starts", "a", encoding="utf-8") as file:
     file.write("VERSION\\n")
 print("hello", flush=True)
-if do == "wait" and Path("starts").read_text(encoding="utf-8").count("\\n") == 1:
+if do in {"wait", "stubborn", "plain"} and Path("starts").read_text(encoding="utf-8").count("\\n") == 1:
     while not Path("go_on").exists():
         time.sleep(0.01)
 sys.exit(3 if do == "fail" else 75 if do == "again" else 0)
@@ -200,3 +204,69 @@ def wait_for() -> Callable[[Callable[[], object]], None]:
             time.sleep(0.02)
 
     return wait
+
+
+@pytest.fixture
+def sbatch(tmp_path: Path, slurm: FakeSlurm) -> Callable[..., str]:
+    """Submit lines of shell in a folder of their own; return the job's id."""
+    assert slurm.folder.is_dir()
+
+    def submit(script: str, *options: str) -> str:
+        path = tmp_path / "job.sh"
+        path.write_text(f"#!/bin/bash\n{script}\n", encoding="utf-8")
+        argv = ["sbatch", "--parsable", f"--chdir={tmp_path}", *options, str(path)]
+        return Commands(timeout_s=20, num_attempts=1).once(argv).strip()
+
+    return submit
+
+
+@pytest.fixture
+def state(slurm: FakeSlurm) -> Callable[[str], str]:
+    """Return Slurm's word for a task."""
+    return lambda task_id: str(slurm.tasks()[task_id]["state"])
+
+
+@pytest.fixture
+def experiments(tmp_path: Path) -> Path:
+    """An empty folder of experiments."""
+    folder = tmp_path / "experiments"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def submit(experiments: Path, slurm: FakeSlurm) -> Callable[..., str]:
+    """Submit lines of shell for these experiments, as a launcher does; return the job's id."""
+    assert slurm.folder.is_dir()
+
+    def submitted(
+        *names: str, script: str = "true", options: tuple[str, ...] = ()
+    ) -> str:
+        number = len(arrays.jobs_in(experiments)) + 1
+        job = arrays.new_job(experiments, number)
+        planned = Planned(Work(SlurmSettings(), None), tuple((name,) for name in names))
+        arrays.write_files(job, planned, "", f"#!/bin/bash\n{script}\n")
+        for name in names:
+            (experiments / name).mkdir(exist_ok=True)
+        more = (f"--array=0-{len(names) - 1}",) if len(names) > 1 else ()
+        argv = ["sbatch", "--parsable", f"--chdir={job.folder}", *more, *options]
+        base = (
+            Commands(timeout_s=20, num_attempts=1)
+            .once([*argv, str(job.folder / "job.sbatch")])
+            .strip()
+        )
+        job.claim(base)
+        return base
+
+    return submitted
+
+
+@pytest.fixture
+def go(experiments: Path) -> Callable[[], None]:
+    """Let all jobs that wait for a file named ``go`` in their folder end."""
+
+    def touch() -> None:
+        for job in arrays.jobs_in(experiments):
+            (job.folder / "go").touch()
+
+    return touch

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mtf_slurm import _once, arrays
-from mtf_slurm.arrays import Code, Job, Planned, Work
+from mtf_slurm.arrays import Job, Planned, Work
 from mtf_slurm.command import Commands
 from mtf_slurm.errors import (
     SchedulerCommandError,
@@ -58,9 +58,8 @@ launcher.submit([Plain("a"), Plain("b", qos="q")], folder=Path(folder))
 def job(tmp_path: Path) -> Job:
     """A job that is ready to be submitted; it does nothing."""
     made = arrays.new_job(tmp_path, 1)
-    code = Code(project_root=tmp_path, snapshot=None, python=None, cleanup="never")
     planned = Planned(Work(SlurmSettings(), None), (("a",),))
-    arrays.write_files(made, planned, code, "#!/bin/bash\n#SBATCH --job-name=a\n")
+    arrays.write_files(made, planned, "", "#!/bin/bash\n")
     return made
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtf_slurm._fake_slurm import split_options
+from mtf_slurm._fake.options import split_options
 from mtf_slurm._places import fill, mark
 
 HOSTILE = (

@@ -1,21 +1,13 @@
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
-import pytest
-
 from mtf_slurm import arrays
-from mtf_slurm.arrays import Code, Job, Planned, Work, plan
+from mtf_slurm.arrays import Job, Planned, Work, plan
 from mtf_slurm.settings import SlurmSettings
 
 WORK = Work(SlurmSettings(), "train.py")
 OTHER = Work(SlurmSettings(nodes=2), "train.py")
-
-
-def code(root: str = "/p") -> Code:
-    """Return code that is not frozen."""
-    return Code(project_root=Path(root), snapshot=None, python="python", cleanup="always")
 
 
 def test_a_mixed_batch_is_one_array_for_each_kind() -> None:
@@ -42,7 +34,7 @@ def test_a_job_on_disk(tmp_path: Path) -> None:
     assert job.number == 7
     assert job.tasks == ()
     planned = Planned(WORK, (("a", "b"), ("c",)))
-    arrays.write_files(Job(job.folder), planned, code(), "#!/bin/bash\n")
+    arrays.write_files(Job(job.folder), planned, "", "#!/bin/bash\n")
     [found] = arrays.jobs_in(tmp_path)
     assert found.token == job.token
     assert found.tasks == planned.tasks
@@ -65,49 +57,26 @@ def test_other_folders_are_none_of_ours(tmp_path: Path) -> None:
     assert arrays.job_at(Path("relative/.slurm/000001.0123456789abcdef")) is None
 
 
-@pytest.mark.parametrize(
-    ("entry_point", "settings", "expected"),
-    [
-        (None, {}, ["mtf", "run", "C F"]),
-        ("a/b.py", {}, ["python", "/co de/a/b.py", "C F"]),
-        ("/x y/b.py", {}, ["python", "/x y/b.py", "C F"]),
-        ("/x/script", {}, ["python", "/x/script", "C F"]),
-        (
-            "a.py",
-            {"container": "my image", "gpus_per_node": 1},
-            ["apptainer", "exec", "--nv", "my image", "python", "/co de/a.py", "C F"],
-        ),
-    ],
-)
-def test_commands_as_bash_reads_them(
-    entry_point: str | None, settings: dict[str, object], expected: list[str]
-) -> None:
-    """Whatever paths are, each is one word."""
-    work = Work(SlurmSettings(**settings), entry_point)  # type: ignore[arg-type]
-    text = arrays.shell_settings(Path("/e'x"), Planned(work, (("a",),)), code("/p q"))
-    script = text + 'code="/co de"; set_command "C F"; printf "%s\\0" "${command[@]}"'
-    script += ' "$experiments_folder" "$project_root"'
-    done = subprocess.run(
-        ["/bin/bash", "-uc", script],
-        capture_output=True,
-        check=True,
-        encoding="utf-8",
-        timeout=20,
-    )
-    assert done.stdout.split("\0")[:-1] == [*expected, "/e'x", "/p q"]
+def test_a_limit_is_shared_by_the_arrays_of_a_kind() -> None:
+    """However a batch is split, no more tasks run at once than were asked for."""
+    limited = Work(SlurmSettings(max_running=3), "train.py")
+    names = dict.fromkeys("abcdefgh", limited)
+    two = plan(names, max_tasks=4)
+    assert [(len(job.tasks), job.limit, job.waits_for) for job in two] == [
+        (4, 2, None),
+        (4, 1, None),
+    ]
+    many = plan({"x": WORK, **names}, max_tasks=2)
+    assert [(job.limit, job.waits_for) for job in many] == [
+        (None, None),
+        (1, None),
+        (1, None),
+        (1, None),
+        (1, 1),
+    ]
 
 
-def test_launch_words() -> None:
-    """Tasks, nodes and CPUs are those that were asked for; torchrun is one task a node."""
-    asked = {"nodes": 2, "ntasks_per_node": 4, "cpus_per_task": 3}
-
-    def launch(kind: str) -> str:
-        work = Work(SlurmSettings(launch=kind, **asked), None)  # type: ignore[arg-type]
-        text = arrays.shell_settings(Path("/e"), Planned(work, (("a",),)), code())
-        return next(line for line in text.splitlines() if line.startswith("launch=("))
-
-    assert "srun --nodes=2 --ntasks=8 --ntasks-per-node=4 --cpus-per-task=3" in launch(
-        "srun"
-    )
-    assert "--ntasks=2 --ntasks-per-node=1 --cpus-per-task=12" in launch("torchrun")
-    assert launch("torchrun").endswith("step 2 4)")
+def test_the_time_limit_is_that_of_all_in_a_task() -> None:
+    """Packed experiments each have the time that they asked for."""
+    [job] = plan(dict.fromkeys("abc", WORK), max_tasks=2, num_packed=2)
+    assert job.time_s == 2 * 3600

@@ -27,7 +27,18 @@ def test_names(name: str) -> None:
 
 @pytest.mark.parametrize(
     "entry_point",
-    ["../x.py", "x;y.py", "-x.py", "a/../b.py", "os", "a:b:c", "a b:c", "/a\nb", 3],
+    [
+        "../x.py",
+        "x;y.py",
+        "-x.py",
+        "a/../b.py",
+        "os",
+        "a:b:c",
+        "os:system",
+        "a b:c",
+        "/a\nb",
+        3,
+    ],
 )
 def test_entry_points_that_are_none(entry_point: object) -> None:
     """Neither a path out of the project nor a command can be run."""

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from mtf_slurm.errors import (
     SnapshotError,
     SubmissionError,
     TemplateError,
+    UnreadableReplyError,
 )
 from mtf_slurm.launcher import SLURMLauncher
 from mtf_slurm.states import JobState
@@ -260,7 +264,7 @@ def test_what_is_cancelled_does_not_come_back(
     launcher.cancel([job_id, "no id", "999"])
     assert launcher.wait([job_id], timeout_s=60) == [JobState.CANCELLED]
     assert slurm.tasks()[job_id]["restarts"] == 0
-    assert slurm.calls("scontrol") == []
+    assert ["requeue", job_id] not in [call[1:] for call in slurm.calls("scontrol")]
 
 
 def test_cancelled_before_it_began(
@@ -516,3 +520,153 @@ def test_a_project_that_is_in_no_repository(
     job_id = launcher.submit_single_experiment(experiment("e"))
     assert launcher.wait([job_id], timeout_s=60) == [JobState.SUCCEEDED]
     assert (root / "experiments" / "e" / "ran").is_file()
+
+
+@pytest.mark.slow
+def test_fifty_submitters_at_once(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
+) -> None:
+    """Fifty that submit at the same time get a job and the right branch each."""
+    slurm.configure(is_held=True)
+    names = [f"e{i}" for i in range(50)]
+
+    def submit(name: str) -> str:
+        return str(make_launcher().submit_single_experiment(experiment(name)))
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        ids = list(pool.map(submit, names))
+    tasks = slurm.tasks()
+    assert [tasks[job_id]["name"] for job_id in ids] == names
+    assert len(tasks) == len(names)
+    for name in names:
+        folder = project / "experiments" / name
+        said = json.loads((folder / "submission.json").read_text(encoding="utf-8"))
+        assert said["branch"].startswith(f"slurm-job/{name}/")
+
+
+def test_a_disk_that_is_full_when_the_answer_comes(
+    make_launcher: Make,
+    experiment: Make,
+    slurm: FakeSlurm,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A job whose id could not be written down is found again, and not submitted twice."""
+    slurm.configure(is_held=True)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    launcher = make_launcher()
+    with monkeypatch.context() as patch:
+        patch.setattr("mtf_slurm.arrays.Job.claim", full)
+        [row] = launcher.submit_experiment_batch([experiment("a")])
+    assert "No space left" in (row.error or "")
+    assert launcher.submit_single_experiment(experiment("a")) == "1"
+    assert list(slurm.tasks()) == ["1"]
+
+
+@pytest.mark.parametrize("skew_s", [-86400, 86400])
+def test_clocks_that_differ(
+    skew_s: int,
+    make_launcher: Make,
+    experiment: Make,
+    slurm: FakeSlurm,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A submitter whose clock is a day off submits nothing twice: files' dates are compared."""
+    slurm.configure(is_held=True, has_accounting=False)
+    launcher = make_launcher()
+    job_id = launcher.submit_single_experiment(experiment("a"))
+    slurm.forget(job_id)
+    now = time.time  # noqa: TID251 -- a date
+    monkeypatch.setattr(time, "time", lambda: now() + skew_s)
+    assert make_launcher().submit_single_experiment(experiment("a")) == job_id
+    assert list(slurm.tasks()) == [job_id]
+
+
+@pytest.mark.parametrize(
+    ("command", "reply"),
+    [
+        ("squeue", "something else\n"),
+        ("squeue", "1|RUNNING\n"),
+        ("sacct", "<html>busy</html>\n"),
+        ("scontrol", "MaxArraySize = many\n"),
+        ("sbatch", "Submitted\n"),
+    ],
+)
+def test_replies_that_cannot_be_read(
+    command: str, reply: str, make_launcher: Make, experiment: Make, slurm: FakeSlurm
+) -> None:
+    """Nothing is guessed from them; when Slurm talks sense again, all goes on, once."""
+    launcher = make_launcher()
+    first = launcher.submit_single_experiment(experiment("a"))
+    launcher.wait([first], timeout_s=60)
+    slurm.forget(first)
+    slurm.configure(is_held=True)
+    slurm.fail(command, "", times=2, status=0, stdout=reply, is_after=True)
+    batch = [experiment(name) for name in "abc"]
+    said = []
+    for _ in range(4):
+        try:
+            result = launcher.submit_experiment_batch(batch)
+        except UnreadableReplyError as error:
+            said.append(str(error))
+        else:
+            said += [row.error for row in result.failed]
+    assert said
+    assert all("cannot parse the reply of" in (text or "") for text in said)
+    assert result.failed == []
+    assert result.job_ids[0] == first
+    assert len(slurm.tasks()) == 3
+
+
+def test_no_slurm_at_all(
+    make_launcher: Make,
+    experiment: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without Slurm's commands on PATH the error says where to run this."""
+    launcher = make_launcher()
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "git").symlink_to(str(shutil.which("git")))
+    monkeypatch.setenv("PATH", str(tools))
+    with pytest.raises(
+        SchedulerUnreachableError, match=r"there is no s\w+ on PATH: run this"
+    ):
+        launcher.submit_experiment_batch([experiment("a"), experiment("b")])
+
+
+def test_a_locked_index(
+    make_launcher: Make,
+    experiment: Make,
+    slurm: FakeSlurm,
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While another git command is at work nothing is submitted; the error names the file."""
+    monkeypatch.setattr("mtf_slurm.git.freeze._INDEX_LOCK_WAIT_S", 0.05)
+    lock = project / ".git" / "index.lock"
+    lock.touch()
+    with pytest.raises(SnapshotError, match=r"index\.lock.*delete this file"):
+        make_launcher().submit_single_experiment(experiment("e"))
+    assert slurm.calls("sbatch") == []
+    lock.unlink()
+    make_launcher().submit_single_experiment(experiment("e"))
+
+
+def test_templates_and_choices_that_do_not_go_together(project: Path) -> None:
+    """What is for frozen code is refused where code is not frozen."""
+    with pytest.raises(ValueError, match="for frozen code"):
+        SLURMLauncher(project_root=project, freeze_code=False, push_to="origin")
+
+
+def test_a_container_whose_folders_it_cannot_be_given(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm, tmp_path: Path
+) -> None:
+    """A colon would be read as two folders, so the experiment is refused."""
+    launcher = make_launcher(experiments_folder=tmp_path / "a:b")
+    [row] = launcher.submit_experiment_batch([experiment("e", container="image.sif")])
+    assert "':' or ','" in (row.error or "")
+    assert slurm.calls() == []

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -141,6 +142,73 @@ def test_what_can_be_no_id(wrong: str) -> None:
 
 def test_arrays_that_never_began_are_one_row(slurm: FakeSlurm) -> None:
     """Accounting has one row for them all, with their indices."""
-    slurm.fail("sacct", "", status=0, stdout="12_[1-2,5%3]|CANCELLED by 0|0:0|/x\n")
+    slurm.fail(
+        "sacct",
+        "",
+        status=0,
+        stdout="12_[1-2,5%3]|CANCELLED by 0|0:0|None assigned|Unknown|Unknown|/x\n",
+    )
     rows = query.rows(COMMANDS, ["12"]).rows
     assert sorted(rows) == ["12_1", "12_2", "12_5"]
+
+
+def test_ids_fit_a_command_line(submit: Callable[..., str], slurm: FakeSlurm) -> None:
+    """20,000 jobs are three questions, of which each can be asked."""
+    job_id = submit()
+    ids = [job_id, *(str(10_000_000 + i) for i in range(20_000))]
+    assert list(query.queued(COMMANDS, ids)) == [job_id]
+    calls = slurm.calls("squeue")
+    assert len(calls) == 2
+    assert all(len(word) < 131_072 for call in calls for word in call)
+    assert [i for part in query.chunks(ids) for i in part.split(",")] == ids
+    assert list(query.chunks([])) == []
+
+
+def test_json_is_for_slurm_that_heeds_its_options(slurm: FakeSlurm) -> None:
+    """Before 23.11 it would tell of all jobs of the cluster."""
+    assert query.form_of(COMMANDS) == "text"
+    for version, form in (("slurm 23.11.4", "json"), ("slurm 24.05.2-1", "json")):
+        slurm.fail("squeue", "", status=0, stdout=f"{version}\n")
+        assert query.form_of(COMMANDS) == form
+    for reply in ("slurm-wlm 23.02.9", "what?"):
+        slurm.fail("squeue", "", status=0, stdout=reply)
+        assert query.form_of(COMMANDS) == "text"
+    slurm.fail("squeue", "error: unrecognized option")
+    assert query.form_of(COMMANDS) == "text"
+
+
+def test_json_of_others_is_left_out(submit: Callable[..., str], slurm: FakeSlurm) -> None:
+    """Old Slurm tells of all jobs; what was not asked for is none of ours."""
+    ours, others = submit("--array=0-1"), submit()
+    reply = COMMANDS.once(["squeue", "--states=all", "--json"])
+    slurm.fail("squeue", "", status=0, stdout=reply)
+    rows = query.queued(COMMANDS, [ours], form="json")
+    assert sorted(rows) == [f"{ours}_0", f"{ours}_1"]
+    assert others not in rows
+    assert query.queued(COMMANDS, ["999"], form="json") == {}
+
+
+def test_lists_of_tasks_are_asked_for_whole(
+    monkeypatch: pytest.MonkeyPatch, slurm: FakeSlurm
+) -> None:
+    """Slurm would cut them off after 64 bytes."""
+    seen = []
+    once = Commands.once
+
+    def spy(self: Commands, argv: Sequence[str], **more: Any) -> str:
+        seen.append(more.get("extra"))
+        return once(self, argv, **more)
+
+    monkeypatch.setattr(Commands, "once", spy)
+    query.rows(COMMANDS, ["12"])
+    assert slurm.calls("sacct")
+    assert seen == [{"SLURM_BITSTR_LEN": "0"}] * 2
+
+
+def test_the_site_may_allow_fewer_tasks(slurm: FakeSlurm) -> None:
+    """An array is no larger than ``max_array_tasks``."""
+    shown = (
+        "MaxArraySize = 1001\nSchedulerParameters = bf_interval=2,max_array_tasks=50,x\n"
+    )
+    slurm.fail("scontrol", "", status=0, stdout=shown)
+    assert query.max_array_size(COMMANDS) == 50

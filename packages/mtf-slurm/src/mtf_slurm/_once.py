@@ -103,12 +103,14 @@ def submit(commands: Commands, job: Job, *, array: str | None, lock_fd: int) -> 
         SchedulerUnreachableError: If Slurm gave no answer; it stays, to be recovered.
         UnreadableReplyError: If the answer has no id in it; it stays, too.
     """
+    name = job.tasks[0][0]
     argv = [
+        # Whatever a template says: by these a job is found again, and keeps its output.
         *("sbatch", "--parsable", f"--comment={job.token}", f"--chdir={job.folder}"),
+        *(f"--job-name={name}", "--open-mode=append"),
         *([f"--array={array}"] if array else []),
         str(job.folder / "job.sbatch"),
     ]
-    name = job.tasks[0][0]
     for attempt in range(commands.num_attempts):
         try:
             reply = commands.once(argv, pass_fds=[lock_fd])

@@ -14,7 +14,7 @@ from mtf_slurm import arrays, query
 from mtf_slurm.arrays import Job
 from mtf_slurm.command import Commands
 from mtf_slurm.experiments import NAME
-from mtf_slurm.query import Row
+from mtf_slurm.query import Known, Row
 from mtf_slurm.states import JobState, from_exit_status
 
 __all__ = ["Outcomes", "task_of"]
@@ -36,6 +36,7 @@ class Outcomes:
         commands: Asks Slurm, once.
         job_ids: Of the jobs; what can be none is unknown.
         folders: Of experiments, to be searched for jobs that Slurm does not know.
+        known: What Slurm has said already; it is not asked then.
 
     Raises:
         SchedulerUnreachableError: If Slurm cannot be asked.
@@ -44,9 +45,15 @@ class Outcomes:
     """
 
     def __init__(
-        self, commands: Commands, job_ids: Sequence[str], folders: Iterable[Path]
+        self,
+        commands: Commands,
+        job_ids: Sequence[str],
+        folders: Iterable[Path],
+        *,
+        known: Known | None = None,
     ) -> None:
-        known = query.rows(commands, job_ids)
+        if known is None:
+            known = query.rows(commands, job_ids)
         self._rows: Mapping[str, Row] = known.rows
         self._is_whole = known.is_whole
         self._siblings = {

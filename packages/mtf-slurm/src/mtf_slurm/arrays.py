@@ -15,10 +15,8 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import shlex
 import shutil
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -40,23 +38,15 @@ __all__ = [
     "jobs_in",
     "new_job",
     "plan",
-    "shell_settings",
+    "ranges",
     "write_files",
 ]
 
 JOBS_FOLDER = ".slurm"
 TASK_SCRIPT = Path(__file__).with_name("task.sh")
 T = TypeVar("T")
+_NUM_SPANS = 500  # of indices in one id: a command line has an end
 _JOB_FOLDER = re.compile(r"(\d{6,})\.([0-9a-f]{16})")
-_CALL = """\
-import sys
-from importlib import import_module
-from operator import attrgetter
-folder, module, function, config = sys.argv[1:]
-sys.path[0] = folder
-sys.argv = [function, config]
-attrgetter(function)(import_module(module))(config)
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +64,29 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """One job to submit: the experiments of each of its tasks, by index."""
+    """One job to submit.
+
+    Attributes:
+        work: What its experiments ask for and run.
+        tasks: The experiments of each of its tasks, by index.
+        limit: Tasks of it that run at once; None for any number.
+        waits_for: The place in the plan of the job that must have ended first.
+    """
 
     work: Work
     tasks: tuple[tuple[str, ...], ...]
+    limit: int | None = None
+    waits_for: int | None = None
 
     @property
     def names(self) -> list[str]:
         """All experiments, in order."""
         return [name for names in self.tasks for name in names]
+
+    @property
+    def time_s(self) -> int:
+        """The time limit: of all experiments of one task, in seconds."""
+        return self.work.settings.time_s * max(map(len, self.tasks))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,15 +124,64 @@ def plan(
     kinds: dict[Work, list[str]] = {}
     for name, work in works.items():
         kinds.setdefault(work, []).append(name)
-    planned = []
+    planned: list[Planned] = []
     for work, names in kinds.items():
         tasks = _parted([tuple(part) for part in _parted(names, num_packed)], max_tasks)
-        planned += [Planned(work, tuple(part)) for part in tasks]
+        planned += _limited(work, tasks, len(planned))
     return planned
+
+
+def _limited(
+    work: Work, parts: Sequence[Sequence[tuple[str, ...]]], at: int
+) -> Iterator[Planned]:
+    """Yield the jobs of one kind: together, no more run at once than ``max_running``.
+
+    Slurm limits each array alone. So they share the number; where there are more arrays than
+    that, each of the rest waits for one before it.
+    """
+    count, limit = len(parts), work.settings.max_running
+    for index, part in enumerate(parts):
+        if limit is None:
+            yield Planned(work, tuple(part))
+        elif count <= limit:
+            share = limit // count + (index < limit % count)
+            yield Planned(work, tuple(part), share)
+        else:
+            waits_for = at + index - limit if index >= limit else None
+            yield Planned(work, tuple(part), 1, waits_for)
 
 
 def _parted(items: Sequence[T], size: int) -> list[Sequence[T]]:
     return [items[at : at + size] for at in range(0, len(items), size)]
+
+
+def ranges(task_ids: Iterable[str]) -> list[str]:
+    """Return ids of tasks, those of one array as one.
+
+    >>> ranges(["12_1", "7", "12_0", "12_2", "12_9"])
+    ['7', '12_[0-2,9]']
+    """
+    alone: list[str] = []
+    indices: dict[str, set[int]] = {}
+    for task_id in task_ids:
+        base, _, index = task_id.partition("_")
+        if index:
+            indices.setdefault(base, set()).add(int(index))
+        else:
+            alone.append(task_id)
+    for base, found in indices.items():
+        spans: list[list[int]] = []
+        for number in sorted(found):
+            if spans and spans[-1][1] == number - 1:
+                spans[-1][1] = number
+            else:
+                spans.append([number, number])
+        shown = [f"{a}" if a == b else f"{a}-{b}" for a, b in spans]
+        if len(found) == 1:
+            alone.append(f"{base}_{shown[0]}")
+            continue
+        alone += [f"{base}_[{','.join(part)}]" for part in _parted(shown, _NUM_SPANS)]
+    return alone
 
 
 def index_spec(num_tasks: int, max_running: int | None) -> str | None:
@@ -206,6 +259,11 @@ class Job:
                 found[name] = f"{task}.{position}" if len(names) > 1 else task
         return found
 
+    def files(self, base_id: str) -> dict[str, Path]:
+        """Return where the files of each experiment's job lie, without their ends."""
+        ids = self.ids(base_id)
+        return {i: self.experiments_folder / name / i for name, i in ids.items()}
+
     def age_s(self, now: float) -> float:
         """Return how long ago its job was written down, by the file system's clock."""
         try:
@@ -250,8 +308,14 @@ def new_job(experiments_folder: Path, number: int) -> Job:
     return job
 
 
-def write_files(job: Job, planned: Planned, code: Code, script: str) -> None:
+def write_files(job: Job, planned: Planned, shell_settings: str, script: str) -> None:
     """Write what the job of a submission needs; ``tasks``, which makes it one, last.
+
+    Args:
+        job: Its folder is there.
+        planned: What it runs.
+        shell_settings: For ``settings.sh``, see `mtf_slurm.shell`.
+        script: For sbatch.
 
     Raises:
         OSError: If the disk is full, or cannot be written.
@@ -259,8 +323,7 @@ def write_files(job: Job, planned: Planned, code: Code, script: str) -> None:
     folder = job.folder
     shutil.copyfile(TASK_SCRIPT, folder / "task.sh")
     shutil.copyfile(CHECKOUT_SCRIPT, folder / "checkout.py")
-    settings = shell_settings(job.experiments_folder, planned, code)
-    (folder / "settings.sh").write_text(settings, encoding="utf-8")
+    (folder / "settings.sh").write_text(shell_settings, encoding="utf-8")
     (folder / "job.sbatch").write_text(script, encoding="utf-8")
     aside = folder / ".tasks"
     with aside.open("w", encoding="utf-8") as file:
@@ -268,75 +331,3 @@ def write_files(job: Job, planned: Planned, code: Code, script: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     aside.replace(folder / "tasks")
-
-
-def shell_settings(experiments_folder: Path, planned: Planned, code: Code) -> str:
-    """Return the lines that ``task.sh`` reads: each value quoted for the shell."""
-    settings = planned.work.settings
-    snapshot = code.snapshot
-    is_redirected = len(planned.names) > 1
-    lines = [
-        f"experiments_folder={shlex.quote(str(experiments_folder))}",
-        f"project_root={shlex.quote(str(code.project_root))}",
-        f"redirect={int(is_redirected)}",
-        f"requeue={int(settings.requeue)}",
-        f"max_requeues={settings.max_requeues}",
-        f"continue_on_timeout={int(settings.continue_on_timeout)}",
-        f"time_s={settings.time_s}",
-        f"signal_s={settings.signal_s}",
-        f"cleanup={shlex.quote(code.cleanup)}",
-        f"checkout_python={shlex.quote(code.python or sys.executable)}",
-        f"checkout=({_words(snapshot.arguments() if snapshot else ())})",
-        f"prefix={shlex.quote(snapshot.prefix if snapshot else '')}",
-        f"launch_kind={settings.launch}",
-        f"launch=({_launch(settings)})",
-        f"set_command() {{ command=({_command(planned.work, code.python)}); }}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _words(words: Sequence[str]) -> str:
-    return " ".join(map(shlex.quote, words))
-
-
-def _launch(settings: SlurmSettings) -> str:
-    """Return what stands before the command: the words that start its processes."""
-    if settings.launch == "none":
-        return ""
-    tasks = 1 if settings.launch == "torchrun" else settings.ntasks_per_node
-    cpus = settings.cpus_per_task * settings.ntasks_per_node // tasks
-    words = [
-        *("srun", f"--nodes={settings.nodes}"),
-        *(f"--ntasks={settings.nodes * tasks}", f"--ntasks-per-node={tasks}"),
-        *(f"--cpus-per-task={cpus}", "--kill-on-bad-exit=0"),
-    ]
-    if settings.launch == "srun":
-        # The address is that of the node where srun runs, as the others reach it.
-        step = 'MASTER_ADDR="${MASTER_ADDR:-$SLURM_LAUNCH_NODE_IPADDR}" exec "$@"'
-        return _words([*words, "/bin/bash", "-c", step, "step"])
-    step = (
-        'exec torchrun --nnodes="$1" --nproc-per-node="$2" --rdzv-backend=c10d '
-        '--rdzv-id="$MTF_JOB_ID" '
-        '--rdzv-endpoint="${MASTER_ADDR:-$SLURM_LAUNCH_NODE_IPADDR}:$MASTER_PORT" '
-        '--no-python "${@:3}"'
-    )
-    counts = (str(settings.nodes), str(settings.ntasks_per_node))
-    return _words([*words, "/bin/bash", "-c", step, "step", *counts])
-
-
-def _command(work: Work, python: str | None) -> str:
-    """Return the words of the experiment's command; ``$1`` is the path of its config."""
-    container = work.settings.container
-    inside = ("apptainer", "exec", *(("--nv",) * (work.settings.gpus_per_node > 0)))
-    before = _words((*inside, container)) + " " if container else ""
-    entry_point = work.entry_point
-    has_own = work.settings.venv or work.settings.conda or container
-    python = python or ("python" if has_own else sys.executable)
-    if entry_point is None:
-        return f'{before}mtf run "$1"'
-    if entry_point.endswith(".py") or entry_point.startswith("/"):
-        where = "" if entry_point.startswith("/") else '"$code"/'
-        return f'{before}{shlex.quote(python)} {where}{shlex.quote(entry_point)} "$1"'
-    module, _, function = entry_point.partition(":")
-    words = _words((python, "-c", _CALL))
-    return f'{before}{words} "$code" {_words((module, function))} "$1"'

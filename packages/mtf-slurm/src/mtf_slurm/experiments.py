@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,8 +101,12 @@ def checked_entry_point(name: str, entry_point: object) -> str | None:
     if entry_point is None:
         return None
     text = entry_point if isinstance(entry_point, str) else ""
-    is_ours = _SCRIPT.fullmatch(text) or _FUNCTION.fullmatch(text)
-    if is_ours or (text.startswith("/") and text.isprintable()):
+    is_script = _SCRIPT.fullmatch(text) or (text.startswith("/") and text.isprintable())
+    is_function = _FUNCTION.fullmatch(text) is not None
+    if is_function and re.split(r"[.:]", text)[0] in sys.stdlib_module_names:
+        reason = f"entry_point is {text!r}, of Python itself: name a function of your own"
+        raise SubmissionError(name, reason)
+    if is_script or is_function:
         return text
     reason = (
         f"entry_point is {entry_point!r}: a script of the project, `train.py`, or "
@@ -117,7 +122,12 @@ def write_config(folder: Path, experiment: Experiment) -> None:
         SubmissionError: If it cannot be written.
     """
     path = folder / "config.yaml"
-    text = json.dumps(experiment.model_dump(mode="json"), indent=1) + "\n"
+    try:
+        values = experiment.model_dump(mode="json")
+        text = json.dumps(values, indent=1, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        reason = f"its config is not what JSON can hold ({error}): write {path} yourself"
+        raise SubmissionError(experiment.experiment_name, reason) from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
         try:

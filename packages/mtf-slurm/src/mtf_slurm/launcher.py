@@ -16,25 +16,20 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-from mtf_slurm import _once, arrays, query
-from mtf_slurm._outcomes import Outcomes, task_of
+from mtf_slurm import _control, _once, arrays
+from mtf_slurm._batch import Batch, Site, excluded_in, script_of, work_of
+from mtf_slurm._outcomes import Outcomes
+from mtf_slurm.after import After, checked
 from mtf_slurm.arrays import Code, Job, Planned, Work
 from mtf_slurm.command import Commands
-from mtf_slurm.errors import (
-    MtfSlurmError,
-    SchedulerCommandError,
-    SchedulerUnreachableError,
-    SubmissionError,
-    TemplateError,
-)
+from mtf_slurm.errors import MtfSlurmError, SubmissionError
 from mtf_slurm.experiments import (
-    NAME,
     BatchSubmissionResult,
     Experiment,
     Submission,
@@ -42,17 +37,14 @@ from mtf_slurm.experiments import (
     checked_name,
     write_config,
 )
-from mtf_slurm.git import GitManager, Snapshot
-from mtf_slurm.render import Template, variables
-from mtf_slurm.settings import SlurmSettings, settings_of
+from mtf_slurm.git import GitManager
+from mtf_slurm.git.branches import Branch
+from mtf_slurm.git.freeze import Choice
+from mtf_slurm.render import Template
+from mtf_slurm.settings import settings_of
 from mtf_slurm.states import JobState
 
 __all__ = ["SLURMLauncher"]
-
-_KEPT = frozenset({JobState.PENDING, JobState.RUNNING, JobState.SUCCEEDED})
-# For as long after a submission, a job that nobody knows is one that is not shown yet.
-_UNKNOWN_S = 300.0
-_CHUNK = 200
 
 
 class SLURMLauncher:
@@ -65,16 +57,22 @@ class SLURMLauncher:
         entry_point: What experiments run whose config has none: the path of a script, of
             the project unless it is absolute, or ``package.module:function``; None is
             ``mtf run``.
-        defaults: Of the ``slurm`` section; keys of `SlurmSettings`.
+        defaults: For keys that an experiment's ``slurm`` section has not, or has as null;
+            see `SlurmSettings`.
         setup: Lines of shell, before all experiments. They are run as they are.
         python: The interpreter for scripts, functions and the checkout; by default that of
-            an experiment's ``venv`` or ``conda``, or else the one that runs this.
+            an experiment's ``venv``, ``conda`` or ``container``, or else the one that runs
+            this.
         freeze_code: Whether jobs run the code of the moment of submission, from a checkout of
             their own; else what lies in the project's folder when they run.
-        git: What freezes it; ``GitManager(project_root)`` by default.
+        git: What freezes it; ``GitManager(project_root)`` by default, which leaves out the
+            experiments. For a project in no repository, one with an ``archive``.
+        push_to: A remote that gets the branches of snapshots before jobs are submitted.
         cleanup: When a job removes its checkout.
         num_packed: Experiments that one task runs, one after another.
         max_array_size: Tasks of one array; what the site says by default.
+        excluded_nodes: Gives, for a folder of experiments, the names of nodes that are to be
+            left out besides those that an experiment leaves out.
         poll_interval_s: Between two questions of `wait`, in seconds.
         lock_timeout_s: How long to wait for another submitter, in seconds.
         commands: Runs Slurm's commands.
@@ -83,11 +81,11 @@ class SLURMLauncher:
         TemplateError: If the template cannot be used.
         SnapshotError: If the code is to be frozen and cannot be.
         SubmissionError: If *defaults* or *entry_point* do not fit.
-        ValueError: If a number is out of range.
+        ValueError: If a number is out of range, or *push_to* is given without frozen code.
     """
 
     max_running: int | None = None
-    """A queue takes any number; see ``max_running`` of `SlurmSettings` for arrays."""
+    """A queue takes any number; see ``max_running`` of `SlurmSettings` for batches."""
 
     def __init__(  # noqa: PLR0913 -- each is set by name
         self,
@@ -101,17 +99,17 @@ class SLURMLauncher:
         python: str | Path | None = None,
         freeze_code: bool = True,
         git: GitManager | None = None,
+        push_to: str | None = None,
         cleanup: Literal["always", "success", "never"] = "always",
         num_packed: int = 1,
         max_array_size: int | None = None,
+        excluded_nodes: Callable[[Path], Iterable[str]] | None = None,
         poll_interval_s: float = 5.0,
         lock_timeout_s: float = 300.0,
         commands: Commands | None = None,
     ) -> None:
-        for what, number in (
-            ("num_packed", num_packed),
-            ("max_array_size", max_array_size),
-        ):
+        counts = {"num_packed": num_packed, "max_array_size": max_array_size}
+        for what, number in counts.items():
             if number is not None and number < 1:
                 msg = f"{what} is {number}: give 1 or more"
                 raise ValueError(msg)
@@ -121,32 +119,46 @@ class SLURMLauncher:
         if cleanup not in {"always", "success", "never"}:
             msg = f"cleanup is {cleanup!r}: one of always, success, never"
             raise ValueError(msg)
+        if not freeze_code and (git or push_to) is not None:
+            msg = "git and push_to are for frozen code: leave them out, or freeze_code=False"
+            raise ValueError(msg)
         self.poll_interval_s = poll_interval_s
-        self._template = Template(template_path)
-        root = Path(os.path.abspath(project_root))  # noqa: PTH100 -- links stay
+        root = _absolute(project_root)
         self._experiments_folder = _absolute(experiments_folder or root / "experiments")
-        self._code = Code(
-            project_root=root,
-            snapshot=None,
-            python=None if python is None else str(python),
-            cleanup=cleanup,
-        )
-        self._git = (git or GitManager(root)) if freeze_code else None
-        self._defaults = dict(defaults or {})
-        settings_of("defaults", None, self._defaults)
+        settings_of("defaults", None, defaults or {})
         entry = None if entry_point is None else str(entry_point)
-        self._entry_point = checked_entry_point("entry_point", entry)
-        self._setup = "\n".join(setup)
-        self._num_packed = num_packed
-        self._max_array_size = max_array_size
         self._lock_timeout_s = lock_timeout_s
-        self._commands = commands or Commands()
         self._folders = {self._experiments_folder}
+        self._commands = commands or Commands()
+        self._site = Site(
+            commands=self._commands,
+            template=Template(template_path),
+            setup="\n".join(setup),
+            defaults=dict(defaults or {}),
+            excluded_nodes=excluded_nodes,
+            entry_point=checked_entry_point("entry_point", entry),
+            code=Code(
+                project_root=root,
+                snapshot=None,
+                python=None if python is None else str(python),
+                cleanup=cleanup,
+            ),
+            git=(git or _manager(root, self._experiments_folder))
+            if freeze_code
+            else None,
+            push_to=push_to,
+            num_packed=num_packed,
+            max_array_size=max_array_size,
+        )
 
     # ------------------------------------------------------------ submit
 
     def submit(
-        self, experiments: Sequence[Experiment], *, folder: Path
+        self,
+        experiments: Sequence[Experiment],
+        *,
+        folder: Path,
+        after: After | None = None,
     ) -> BatchSubmissionResult:
         """Submit experiments whose configs are written; return one row for each, in order.
 
@@ -156,43 +168,49 @@ class SLURMLauncher:
         Args:
             experiments: Which.
             folder: Where ``<experiment_name>/config.yaml`` lie.
+            after: For which others an experiment waits, and for what of them:
+                ``{"train": {"prepare": "afterok"}}``. Others are in the batch, or have jobs
+                in the folder. See `mtf_slurm.after`.
 
         Raises:
             MtfSlurmError: If nothing could be submitted at all; nothing was.
+            ValueError: If *after* is not for this batch, or experiments wait for each other.
         """
         folder = _absolute(folder)
+        after = checked(after, [experiment.experiment_name for experiment in experiments])
         if not folder.is_dir():
             raise SubmissionError(str(folder), "there is no such folder: make it first")
         if "\\" in str(folder) or not str(folder).isprintable():
             reason = "Slurm takes no such path: name it without backslash and newline"
             raise SubmissionError(str(folder), reason)
-        errors: dict[int, str] = {}
-        works: dict[str, Work] = {}
-        for index, experiment in enumerate(experiments):
-            try:
-                name = checked_name(experiment.experiment_name)
-                if name not in works:
-                    works[name] = self._work(name, experiment, folder)
-            except (MtfSlurmError, OSError) as error:
-                errors[index] = str(error)
-        ids: dict[str, str] = {}
+        excluded = excluded_in(self._site, folder)
         refused: dict[str, str] = {}
+        works: dict[str, Work] = {}
+        for experiment in experiments:
+            name = experiment.experiment_name
+            try:
+                if checked_name(name) not in works:
+                    works[name] = work_of(self._site, experiment, folder, excluded)
+            except (MtfSlurmError, OSError) as error:
+                refused[name] = str(error)
+        kept = {}
         if works:
             self._folders.add(folder)
             with _once.lock(folder, timeout_s=self._lock_timeout_s) as lock_fd:
-                ids = self._kept(folder, works)
-                left = {name: works[name] for name in works if name not in ids}
-                self._submit(folder, left, ids, refused, lock_fd)
+                batch = Batch(self._site, folder, works, after, lock_fd=lock_fd)
+                batch.look(self._states_now)
+                batch.submit(refused)
+            kept, refused = batch.kept, batch.refused
         rows = []
-        for index, experiment in enumerate(experiments):
+        for experiment in experiments:
             name = experiment.experiment_name
-            why = errors.get(index) or refused.get(name)
-            job_id = None if why else ids[name]
+            why = refused.get(name)
+            job_id = None if why else kept[name].job_id
             rows.append(Submission(experiment_name=name, job_id=job_id, error=why))
         return BatchSubmissionResult(tuple(rows))
 
     def submit_experiment_batch(
-        self, experiments: Sequence[Experiment]
+        self, experiments: Sequence[Experiment], *, after: After | None = None
     ) -> BatchSubmissionResult:
         """Write the configs of experiments and `submit` them.
 
@@ -200,14 +218,18 @@ class SLURMLauncher:
 
         Raises:
             MtfSlurmError: If nothing could be submitted at all; nothing was.
+            ValueError: If *after* is not for this batch, or experiments wait for each other.
         """
-        folder = self._experiments_folder
-        for experiment in experiments:
-            if NAME.fullmatch(experiment.experiment_name):
-                write_config(folder / experiment.experiment_name, experiment)
         if not experiments:
             return BatchSubmissionResult(())
-        return self.submit(experiments, folder=folder)
+        folder = self._experiments_folder
+        for experiment in experiments:
+            with suppress(
+                SubmissionError
+            ):  # without its config, it has a row that says so
+                name = checked_name(experiment.experiment_name)
+                write_config(folder / name, experiment)
+        return self.submit(experiments, folder=folder, after=after)
 
     def submit_single_experiment(self, config: Experiment) -> str:
         """Submit one experiment; return its job's id.
@@ -239,10 +261,12 @@ class SLURMLauncher:
         name = checked_name(config.experiment_name)
         folder = self._experiments_folder
         write_config(folder / name, config)
-        planned = Planned(self._work(name, config, folder), ((name,),))
+        excluded = excluded_in(self._site, folder)
+        work = work_of(self._site, config, folder, excluded)
         draft = Job(folder / arrays.JOBS_FOLDER / f"000000.{'0' * 16}")
+        planned = Planned(work, ((name,),))
+        script = script_of(self._site, draft, planned, self._site.code, context)
         path = folder / name / f"{name}.sbatch"
-        script = self._script(draft, planned, self._code, context)
         path.write_text(script, encoding="utf-8")
         return path
 
@@ -267,24 +291,7 @@ class SLURMLauncher:
             SchedulerUnreachableError: If Slurm cannot be asked.
             SchedulerCommandError: If it refuses.
         """
-        known = [job_id for job_id in dict.fromkeys(job_ids) if query.base_of(job_id)]
-        tasks = list(dict.fromkeys(map(task_of, known)))
-        packed = [job_id for job_id in known if "." in job_id]
-        outcomes = Outcomes(self._commands, packed, self._folders)
-        for job_id in packed:
-            if others := [i for i in outcomes.sharing(job_id) if i not in known]:
-                reason = (
-                    f"its task runs {', '.join(others)}, too: cancel all of them, or none"
-                )
-                raise SubmissionError(job_id, reason)
-        for at in range(0, len(tasks), _CHUNK):
-            try:
-                self._commands.run(("scancel", *tasks[at : at + _CHUNK]))
-            except SchedulerCommandError as error:
-                if not re.search(
-                    "invalid job id|already completing", error.stderr, re.IGNORECASE
-                ):
-                    raise
+        _control.cancel(self._commands, job_ids, self._folders)
 
     def requeue(self, job_ids: Sequence[str]) -> None:
         """Let jobs run again, from their checkpoints, under the same ids.
@@ -295,11 +302,21 @@ class SLURMLauncher:
             SchedulerCommandError: If it refuses: after some minutes it forgets what has
                 ended, and the experiment is to be submitted again.
         """
-        for job_id in job_ids:
-            if query.base_of(job_id) is None:
-                raise SubmissionError(job_id, "this is no job's id")
-        for task in dict.fromkeys(map(task_of, job_ids)):
-            self._commands.run(("scontrol", "requeue", task))
+        _control.requeue(self._commands, job_ids, self._folders)
+
+    def bring_back(self, job_ids: Sequence[str]) -> list[str]:
+        """Requeue those of *job_ids* that asked for it where there is no ``scontrol``.
+
+        They have ended, and left ``<job_id>.again`` in their experiments' folders. `submit`
+        and `wait` see to it by themselves.
+
+        Returns:
+            The jobs that wait or run again.
+
+        Raises:
+            SchedulerUnreachableError: If Slurm cannot be asked.
+        """
+        return _control.bring_back(self._commands, job_ids, self._folders)
 
     def wait(
         self,
@@ -323,7 +340,7 @@ class SLURMLauncher:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         last: Mapping[JobState, int] | None = None
         while True:
-            states = self.states(job_ids)
+            states = self._states_now(job_ids)
             counts = Counter(states)
             if on_progress is not None and counts != last:
                 on_progress(counts)
@@ -337,119 +354,45 @@ class SLURMLauncher:
                 return states
             time.sleep(wait_s)
 
+    def prune_branches(self, *, older_than: timedelta) -> list[Branch]:
+        """Delete the branches of old snapshots, but of jobs that have not ended.
+
+        Jobs are looked for in the folders that this object knows, and one level below.
+
+        Raises:
+            MtfSlurmError: If git or Slurm cannot be asked; then none is deleted.
+            ValueError: If the code is not frozen.
+        """
+        if self._site.git is None:
+            msg = "the code is not frozen, so there are no branches"
+            raise ValueError(msg)
+        inner = (
+            path for f in self._folders for path in f.glob(f"*/{arrays.JOBS_FOLDER}")
+        )
+        folders = self._folders | {path.parent for path in inner}
+        keep = _control.branches_in_use(self._commands, folders)
+        return self._site.git.prune(older_than=older_than, keep=keep)
+
     # ------------------------------------------------------------ within
 
-    def _work(self, name: str, experiment: Experiment, folder: Path) -> Work:
-        if not (folder / name / "config.yaml").is_file():
-            path = folder / name / "config.yaml"
-            raise SubmissionError(name, f"{path}: there is no such file; write it first")
-        values = experiment.model_dump(mode="json")
-        settings = settings_of(name, values.get("slurm"), self._defaults)
-        entry_point = checked_entry_point(name, values.get("entry_point"))
-        return Work(settings, entry_point or self._entry_point)
-
-    def _kept(self, folder: Path, works: Mapping[str, Work]) -> dict[str, str]:
-        """Return the jobs of those experiments that are not to be submitted again."""
-        last: dict[str, tuple[str, Job]] = {}
-        for job in _once.recover(self._commands, arrays.jobs_in(folder)):
-            if base := job.base_id():
-                last |= {n: (i, job) for n, i in job.ids(base).items() if n in works}
-        ids = [job_id for job_id, _ in last.values()]
-        now = (folder / arrays.JOBS_FOLDER / "submit.lock").stat().st_mtime
-        kept = {}
-        for (name, (job_id, job)), state in zip(
-            last.items(), self.states(ids) if ids else [], strict=True
-        ):
-            is_new = state is JobState.UNKNOWN and job.age_s(now) < _UNKNOWN_S
-            if state in _KEPT or is_new:
-                kept[name] = job_id
-        return kept
-
-    def _submit(
-        self,
-        folder: Path,
-        works: Mapping[str, Work],
-        ids: dict[str, str],
-        refused: dict[str, str],
-        lock_fd: int,
-    ) -> None:
-        """Submit what is left, and note each experiment's job or why it has none."""
-        if not works:
-            return
-        max_tasks = self._max_array_size
-        if max_tasks is None:
-            is_one = len(works) == 1
-            max_tasks = 1 if is_one else query.max_array_size(self._commands)
-        number = max((job.number for job in arrays.jobs_in(folder)), default=0)
-        code = replace(self._code, snapshot=self._snapshot(list(works), folder))
-        unreachable = ""
-        jobs = arrays.plan(works, max_tasks=max_tasks, num_packed=self._num_packed)
-        for planned in jobs:
-            number += 1
-            if unreachable:
-                refused |= dict.fromkeys(planned.names, unreachable)
-                continue
-            try:
-                ids |= self._submit_one(folder, number, planned, code, lock_fd)
-            except SchedulerUnreachableError as error:
-                unreachable = f"{error}; submit again to go on, nothing is done twice"
-                refused |= dict.fromkeys(planned.names, unreachable)
-            except (MtfSlurmError, OSError) as error:
-                refused |= dict.fromkeys(planned.names, str(error))
-
-    def _submit_one(
-        self, folder: Path, number: int, planned: Planned, code: Code, lock_fd: int
-    ) -> dict[str, str]:
-        job = arrays.new_job(folder, number)
-        try:
-            script = self._script(job, planned, code, None)
-            arrays.write_files(job, planned, code, script)
-        except BaseException:
-            job.remove()
-            raise
-        spec = arrays.index_spec(len(planned.tasks), planned.work.settings.max_running)
-        base = _once.submit(self._commands, job, array=spec, lock_fd=lock_fd)
-        ids = job.ids(base)
-        if len(ids) == 1:  # those of arrays share theirs
-            [(name, job_id)] = ids.items()
-            copy = folder / name / f"{job_id}.sbatch"
-            with suppress(OSError):  # it is submitted, and `job.sbatch` says the same
-                copy.write_text(script, encoding="utf-8")
-        return ids
-
-    def _snapshot(self, names: Sequence[str], folder: Path) -> Snapshot | None:
-        if self._git is None:
-            return None
-        batch = None if len(names) == 1 else f"batch-{names[0]}"[:128]
-        snapshot = self._git.snapshot(names, batch=batch)
-        self._git.record(snapshot, {name: folder / name for name in names})
-        return snapshot
-
-    def _script(
-        self, job: Job, planned: Planned, code: Code, context: Mapping[str, Any] | None
-    ) -> str:
-        settings: SlurmSettings = planned.work.settings
-        name = planned.names[0]
-        is_one = len(planned.names) == 1
-        values = {
-            **variables(settings),
-            "array": arrays.index_spec(len(planned.tasks), settings.max_running),
-            "commit": code.snapshot.commit if code.snapshot else None,
-            "error": f"../../{name}/%j.err" if is_one else "slurm.log",
-            "experiments_folder": str(job.experiments_folder),
-            "job_folder": str(job.folder),
-            "job_name": name,
-            "output": f"../../{name}/%j.out" if is_one else "slurm.log",
-            "project_root": str(code.project_root),
-            "run": ["/bin/bash", str(job.folder / "task.sh"), str(job.folder)],
-            "setup": self._setup,
-        }
-        if unknown := sorted((context or {}).keys() - values.keys()):
-            reason = f"{', '.join(unknown)}: unknown; there are {', '.join(values)}"
-            place = "context"
-            raise TemplateError(place, reason)
-        return self._template.render({**values, **(context or {})})
+    def _states_now(self, job_ids: Sequence[str]) -> list[JobState]:
+        """Return how jobs are, those brought back that wait for that."""
+        states = self.states(job_ids)
+        pairs = list(zip(job_ids, states, strict=True))
+        ended = [job_id for job_id, state in pairs if state in _control.MAY_COME_BACK]
+        back = set(self.bring_back(ended)) if ended else set()
+        return [JobState.PENDING if i in back else state for i, state in pairs]
 
 
 def _absolute(path: Path | str) -> Path:
     return Path(os.path.abspath(path))  # noqa: PTH100 -- links stay as people named them
+
+
+def _manager(root: Path, experiments_folder: Path) -> GitManager:
+    """Return what freezes a project, without its experiments."""
+    choice = Choice()
+    if root in experiments_folder.parents:
+        path = experiments_folder.relative_to(root).as_posix()
+        escaped = re.sub(r"([\\*?\[ ])", r"\\\1", path)
+        choice = Choice(exclude=tuple({*choice.exclude, f"/{escaped}/"}))
+    return GitManager(root, choice=choice)

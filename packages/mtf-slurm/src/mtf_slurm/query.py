@@ -2,50 +2,58 @@
 
 ``squeue`` first: it tells what the controller knows, at once. What the controller has
 forgotten, ``sacct`` may know; its rows come late, so what it does not show is ``unknown``.
+Each is asked once for all jobs, as long as their ids fit one command line.
 
-Source: Slurm 22.05, ``squeue(1)``, ``sacct(1)``.
+JSON is asked of ``squeue`` from Slurm 23.11 on. Before, it ignores which jobs are asked for and
+tells of all that the cluster has, 3.4 kB each, where the text has 100 bytes. Accounting is
+asked for text: its JSON has 9 kB a job, none of which is needed.
+
+Source: Slurm 22.05.8, ``squeue(1)``, ``sacct(1)``, and what they write.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
-from mtf_slurm.command import Commands
+from mtf_slurm import _replies
+from mtf_slurm._replies import Row
+from mtf_slurm.command import Commands, NoAnswerError
 from mtf_slurm.errors import (
     SchedulerCommandError,
     SchedulerUnreachableError,
     UnreadableReplyError,
 )
-from mtf_slurm.states import JobState, from_slurm
 
-__all__ = ["JOB_ID", "Known", "Row", "base_of", "find", "max_array_size", "rows"]
+__all__ = [
+    "JOB_ID",
+    "Form",
+    "Known",
+    "Row",
+    "accounted",
+    "base_of",
+    "chunks",
+    "find",
+    "form_of",
+    "max_array_size",
+    "queued",
+    "rows",
+    "run",
+]
 
 JOB_ID = re.compile(r"([1-9]\d{0,9})(?:_(\d{1,9}))?(?:\.(\d{1,9}))?", re.ASCII)
 """Of a job or of an array's task; with the place of one of several in that task."""
 
-_CHUNK = 500  # a command line has an end
+Form: TypeAlias = Literal["json", "text"]
+"""In which ``squeue`` answers."""
+
+_CHUNK_BYTES = 100_000  # of ids; Linux takes 131,072 bytes in one argument
+_JSON_SINCE = (23, 11)
 _SQUEUE = ("squeue", "--noheader", "--array", "--states=all")
 _SACCT = ("sacct", "--noheader", "--allocations", "--parsable2")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
-    """What Slurm says of one job, or of one task of an array.
-
-    Attributes:
-        job_id: ``123`` or ``123_4``.
-        state: How it is.
-        folder: Where it runs; empty if that is not said.
-        has_exit_code: Whether *state* takes account of the exit status.
-    """
-
-    job_id: str
-    state: JobState
-    folder: str
-    has_exit_code: bool
+# Else lists of an array's tasks end after 64 bytes, in dots.
+_WHOLE = {"SLURM_BITSTR_LEN": "0"}
 
 
 def base_of(job_id: str) -> str | None:
@@ -88,79 +96,115 @@ def rows(commands: Commands, job_ids: Iterable[str]) -> Known:
         if base := base_of(job_id):
             tasks.setdefault(base, set()).add(job_id.partition(".")[0])
     ids = sorted(tasks, key=int)
-    found: dict[str, Row] = {}
-    for at in range(0, len(ids), _CHUNK):
-        found |= _of_controller(commands, ids[at : at + _CHUNK])
+    found = queued(commands, ids)
     # Of an array that runs, the controller forgets tasks that ended long ago.
     missing = [base for base in ids if not tasks[base] <= found.keys()]
     try:
-        for at in range(0, len(missing), _CHUNK):
-            told = _of_accounting(commands, missing[at : at + _CHUNK])
-            found = {**told, **found}
+        told = {row.job_id: row for row in accounted(commands, missing)}
     except (SchedulerCommandError, SchedulerUnreachableError):
         return Known(found, is_whole=False)  # as at sites without accounting
-    return Known(found, is_whole=True)
+    return Known({**told, **found}, is_whole=True)
 
 
-def _of_controller(commands: Commands, ids: Sequence[str]) -> dict[str, Row]:
-    argv = (*_SQUEUE, "--format=%i|%T|%Z", f"--jobs={','.join(ids)}")
-    try:
-        reply = commands.run(argv)
-    except SchedulerCommandError as error:
-        if "Invalid job id" in error.stderr:  # it knows none of them
-            return {}
-        raise
-    found = {}
-    for cells in _cells(argv, reply, 3):
-        row = Row(
-            job_id=cells[0],
-            state=from_slurm(cells[1]),
-            folder=cells[2],
-            has_exit_code=False,
-        )
-        found[row.job_id] = row
-    return found
+def run(commands: Commands, argv: Sequence[str]) -> str:
+    """Run a command that changes nothing, again while nobody answers.
 
-
-def _of_accounting(commands: Commands, ids: Sequence[str]) -> dict[str, Row]:
-    argv = (*_SACCT, "--format=JobID,State,ExitCode,WorkDir", f"--jobs={','.join(ids)}")
-    found = {}
-    for job_id, state, exit_code, folder in _cells(argv, commands.run(argv), 4):
-        for task_id in _expanded(job_id):
-            found[task_id] = Row(
-                job_id=task_id,
-                state=from_slurm(state, exit_code),
-                folder=folder,
-                has_exit_code=True,
-            )
-    return found
-
-
-def _expanded(job_id: str) -> Iterator[str]:
-    """Yield the tasks of an array that never began, which are one row.
-
-    >>> list(_expanded("12_[0-2,5%3]"))
-    ['12_0', '12_1', '12_2', '12_5']
+    Raises:
+        SchedulerUnreachableError: If it is not there, or gets no answer.
+        SchedulerCommandError: If it was refused.
     """
-    base, bracket, rest = job_id.partition("_[")
-    if not bracket:
-        yield job_id
-        return
-    for part in rest.rstrip("]").partition("%")[0].split(","):
-        first, _, last = part.partition("-")
-        if first.isdecimal() and (not last or last.isdecimal()):
-            for index in range(int(first), int(last or first) + 1):
-                yield f"{base}_{index}"
+    for attempt in range(commands.num_attempts - 1):
+        try:
+            return commands.once(argv, extra=_WHOLE)
+        except NoAnswerError:
+            commands.sleep(commands.wait_s(attempt))
+    return commands.once(argv, extra=_WHOLE)
 
 
-def _cells(argv: Sequence[str], reply: str, count: int) -> Iterator[list[str]]:
-    for line in reply.splitlines():
-        if not line.strip():
-            continue
-        cells = line.strip().split("|", count - 1)
-        if len(cells) != count or not cells[0][:1].isdigit():
-            raise UnreadableReplyError(argv, line)
-        yield cells
+def form_of(commands: Commands) -> Form:
+    """Return in which form ``squeue`` is to be asked here; no controller is.
+
+    Raises:
+        SchedulerUnreachableError: If there is no ``squeue``.
+    """
+    try:
+        reply = commands.once(("squeue", "--version"))
+    except SchedulerCommandError:
+        return "text"
+    match = re.search(r"(\d+)\.(\d+)", reply)
+    is_new = match is not None and (int(match[1]), int(match[2])) >= _JSON_SINCE
+    return "json" if is_new else "text"
+
+
+def queued(
+    commands: Commands, ids: Sequence[str], *, form: Form = "text"
+) -> dict[str, Row]:
+    """Return what the controller knows of whole jobs, and of all tasks of their arrays.
+
+    Args:
+        commands: What asks.
+        ids: As of `base_of`.
+        form: Of the answer.
+
+    Raises:
+        SchedulerUnreachableError: If the controller cannot be asked.
+        SchedulerCommandError: If it refuses to answer.
+        UnreadableReplyError: If its answer cannot be parsed.
+    """
+    found: dict[str, Row] = {}
+    for part in chunks(ids):
+        how = "--json" if form == "json" else f"--format={_replies.QUEUE_FORMAT}"
+        argv = (*_SQUEUE, how, f"--jobs={part}")
+        try:
+            reply = run(commands, argv)
+        except SchedulerCommandError as error:
+            if "Invalid job id" in error.stderr:  # it knows none of them
+                continue
+            raise
+        if form == "json":
+            wanted = {*part.split(",")}
+            told = _replies.rows_of_json(argv, reply)
+            found |= {i: row for i, row in told.items() if base_of(i) in wanted}
+        else:
+            found |= _replies.rows_of_text(argv, reply)
+    return found
+
+
+def accounted(
+    commands: Commands, ids: Sequence[str], *, with_earlier: bool = False
+) -> list[Row]:
+    """Return what accounting knows of jobs; of each, the last run comes last.
+
+    Args:
+        commands: What asks.
+        ids: Of jobs or of tasks.
+        with_earlier: Whether to list the runs, too, after which a job came back.
+
+    Raises:
+        SchedulerUnreachableError: If accounting cannot be asked.
+        SchedulerCommandError: If there is none here, or it refuses to answer.
+        UnreadableReplyError: If its answer cannot be parsed.
+    """
+    more = ("--duplicates",) if with_earlier else ()
+    found: list[Row] = []
+    for part in chunks(ids):
+        argv = (*_SACCT, *more, f"--format={_replies.ACCOUNT_FORMAT}", f"--jobs={part}")
+        found += _replies.rows_of_accounting(argv, run(commands, argv))
+    return found
+
+
+def chunks(ids: Iterable[str]) -> Iterator[str]:
+    """Yield ids joined by commas, in parts that a command line can hold."""
+    part: list[str] = []
+    size = 0
+    for job_id in ids:
+        if size + len(job_id) >= _CHUNK_BYTES:
+            yield ",".join(part)
+            part, size = [], 0
+        part.append(job_id)
+        size += len(job_id) + 1
+    if part:
+        yield ",".join(part)
 
 
 def find(
@@ -220,7 +264,11 @@ def max_array_size(commands: Commands) -> int:
         MtfSlurmError: If Slurm cannot be asked, or does not say.
     """
     argv = ("scontrol", "show", "config")
-    match = re.search(r"^\s*MaxArraySize\s*=\s*(\d+)", commands.run(argv), re.MULTILINE)
+    reply = run(commands, argv)
+    match = re.search(r"^\s*MaxArraySize\s*=\s*(\d+)", reply, re.MULTILINE)
     if match is None:
         raise UnreadableReplyError(argv, "no MaxArraySize in it")
-    return max(1, int(match[1]))  # indices lie below it
+    also = r"^\s*SchedulerParameters\s*=.*\bmax_array_tasks=(\d+)"
+    most = re.search(also, reply, re.MULTILINE)
+    sizes = [int(found[1]) for found in (match, most) if found]
+    return max(1, min(sizes))  # indices lie below it

@@ -4,7 +4,8 @@ A template is Jinja2 with the variables of `KNOWN`. What it writes with ``{{ }}`
 for its place (`mtf_slurm._places`), so a template leaves quotes out; lists become words. A
 variable that is not known is an error, and so is a value with a newline or another control
 character. A template may contain ``{{ setup }}``, the project's own lines of shell, and must
-contain ``{{ run }}``, the command that runs the experiments.
+contain ``{{ run }}``, the command that runs the experiments. It is tried with a value for each
+variable when it is read, and read by bash; a setting that it never writes is refused.
 
 Templates are written by the project; they run in Jinja2's sandbox all the same, and see
 nothing but the variables.
@@ -12,6 +13,8 @@ nothing but the variables.
 
 from __future__ import annotations
 
+import re
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,6 +63,31 @@ KNOWN: Mapping[str, str] = dict(
 """What each variable of a template means."""
 
 _RAW = "setup"
+_SYNTAX_TIMEOUT_S = 20.0
+
+# What the shell of a task and the launcher see to, whatever the template does.
+_ELSEWHERE = {"launch", "container", "max_requeues", "continue_on_timeout", "max_running"}
+_WRITTEN_BY: Mapping[str, frozenset[str]] = {
+    **{key: frozenset({key}) for key in SlurmSettings.model_fields.keys() - _ELSEWHERE},
+    "cpus_per_task": frozenset({"cpus_per_task", "slurm_cpus_per_task"}),
+    "dependencies": frozenset({"dependencies", "dependency"}),
+    "gpu_type": frozenset({"gpu_type", "gpus"}),
+    "gpus_per_node": frozenset({"gpus_per_node", "gpus"}),
+    "ntasks_per_node": frozenset({"ntasks_per_node", "slurm_tasks_per_node"}),
+    "signal_s": frozenset({"signal", "signal_s"}),
+    "time": frozenset({"time", "time_s"}),
+}
+_NUMBERS = {"max_requeues", "max_running", "nice", "nodes", "signal_s", "time_s"}
+_NUMBERS |= {"cpus_per_task", "gpus_per_node", "ntasks_per_node"}
+_NUMBERS |= {"slurm_cpus_per_task", "slurm_tasks_per_node"}
+_PROBE: Mapping[str, Any] = {
+    **dict.fromkeys(KNOWN, "x"),
+    **dict.fromkeys(_NUMBERS, 2),
+    **dict.fromkeys(("continue_on_timeout", "exclusive", "requeue"), True),
+    **dict.fromkeys(("dependencies", "modules"), ("x", "y")),
+    "run": ["x", "y"],
+    "setup": "true",
+}
 
 
 class _Raw(str):
@@ -98,9 +126,13 @@ class Template:
     Args:
         path: Of the file; `BUILT_IN` by default.
 
+    Attributes:
+        path: Of the file.
+        used: Its variables.
+
     Raises:
-        TemplateError: If it cannot be read, is no template, has an unknown variable, or
-            does not run the experiments.
+        TemplateError: If it cannot be read, is no template, has an unknown variable, does
+            not run the experiments, or makes no script of values of each kind.
     """
 
     def __init__(self, path: Path | str | None = None) -> None:
@@ -128,17 +160,34 @@ class Template:
             autoescape=False,
         )
         try:
-            used = meta.find_undeclared_variables(environment.parse(source))
+            self.used = frozenset(
+                meta.find_undeclared_variables(environment.parse(source))
+            )
             self._template = environment.from_string(source)
         except TemplateSyntaxError as error:
             place = f"{self.path}:{error.lineno}"
             raise TemplateError(place, error.message or "no template") from error
-        if unknown := sorted(used - KNOWN.keys()):
+        if unknown := sorted(self.used - KNOWN.keys()):
             reason = f"{', '.join(unknown)}: unknown; there are {', '.join(KNOWN)}"
             raise TemplateError(str(self.path), reason)
-        if "run" not in used:
+        if "run" not in self.used:
             reason = "it does not run the experiments: end it with `exec {{ run }}`"
             raise TemplateError(str(self.path), reason)
+        self._check_syntax(self.render(_PROBE))
+
+    def check(self, settings: SlurmSettings) -> None:
+        """Refuse what is asked of Slurm and would not be written.
+
+        Raises:
+            TemplateError: If a setting differs from its default, and the template has none
+                of its variables.
+        """
+        for key, variables_ in _WRITTEN_BY.items():
+            default = SlurmSettings.model_fields[key].default
+            if getattr(settings, key) != default and not self.used & variables_:
+                shown = " or ".join(f"{{{{ {name} }}}}" for name in sorted(variables_))
+                reason = f"slurm.{key} is set, and the template does not write {shown}"
+                raise TemplateError(str(self.path), reason)
 
     def render(self, values: Mapping[str, Any]) -> str:
         """Return the script.
@@ -173,6 +222,27 @@ class Template:
         self._check_header(script)
         return script
 
+    def _check_syntax(self, script: str) -> None:
+        """Have bash read a script that is for bash."""
+        if not re.match(r"#!\S*(/|env )(ba)?sh\b", script):
+            return
+        try:
+            done = subprocess.run(
+                ("/bin/bash", "-n", "/dev/stdin"),
+                input=script,
+                capture_output=True,
+                check=False,
+                encoding="utf-8",
+                errors="backslashreplace",
+                timeout=_SYNTAX_TIMEOUT_S,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            reason = f"bash cannot be asked whether it is a script: {error}"
+            raise TemplateError(str(self.path), reason) from error
+        if done.returncode:
+            said = done.stderr.replace("/dev/stdin: ", "").strip()
+            raise TemplateError(str(self.path), f"it makes no script of bash: {said}")
+
     def _check_header(self, script: str) -> None:
         """Refuse options that sbatch would pass over, for standing after a command."""
         command = 0
@@ -185,8 +255,14 @@ class Template:
                 command = command or number
 
 
-def variables(settings: SlurmSettings) -> dict[str, Any]:
-    """Return the values of the variables that follow from *settings* alone."""
+def variables(settings: SlurmSettings, *, num_packed: int = 1) -> dict[str, Any]:
+    """Return the values of the variables that follow from *settings* alone.
+
+    Args:
+        settings: Of one experiment.
+        num_packed: How many one task runs, one after another: the time limit is for all.
+    """
+    total_s = settings.time_s * num_packed
     is_torchrun = settings.launch == "torchrun"
     tasks = settings.ntasks_per_node
     to_shell = "B:" if settings.launch == "none" else ""
@@ -194,8 +270,21 @@ def variables(settings: SlurmSettings) -> dict[str, Any]:
         **dict(settings),
         "dependency": ",".join(settings.dependencies) or None,
         "gpus": settings.gpus,
-        "signal": f"{to_shell}USR1@{settings.signal_s}" if settings.signal_s else None,
+        "signal": f"{to_shell}USR1@{settings.warning_s}" if settings.warning_s else None,
         "slurm_cpus_per_task": settings.cpus_per_task * (tasks if is_torchrun else 1),
         "slurm_tasks_per_node": 1 if is_torchrun else tasks,
-        "time_s": settings.time_s,
+        "time": settings.time if num_packed == 1 else _clock(total_s),
+        "time_s": total_s,
     }
+
+
+def _clock(total_s: int) -> str:
+    """Return a time as ``--time`` has it.
+
+    >>> _clock(90061)
+    '1-01:01:01'
+    """
+    minutes, seconds = divmod(total_s, 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    return f"{days}-{hours:02d}:{minutes:02d}:{seconds:02d}"

@@ -35,6 +35,7 @@ _DEPENDENCY = re.compile(
     re.ASCII,
 )
 _MAX = 2**31 - 1
+_WARNING_S = 120
 
 
 def time_s(text: str) -> int:
@@ -183,12 +184,13 @@ class SlurmSettings(BaseModel):
         "cannot come true any more.",
     )
     max_running: Count | None = Field(
-        default=None, description="Experiments of one array that run at once."
+        default=None,
+        description="Tasks that run at once, of all in a batch that ask for the same.",
     )
-    signal_s: Annotated[int, Field(ge=0, le=65535)] = Field(
-        default=120,
+    signal_s: Annotated[int, Field(ge=0, le=65535)] | None = Field(
+        default=None,
         description="Seconds before the time limit at which the experiment gets SIGUSR1, "
-        "to save; 0 sends none.",
+        "to save; 0 sends none, null is 120 or, of a short limit, a quarter.",
     )
     max_requeues: Amount = Field(default=20, description="How often it may come back.")
     continue_on_timeout: bool = Field(
@@ -230,6 +232,13 @@ class SlurmSettings(BaseModel):
     def time_s(self) -> int:
         """The time limit in seconds."""
         return time_s(self.time)
+
+    @property
+    def warning_s(self) -> int:
+        """How long before the time limit the experiment is warned, in seconds."""
+        if self.signal_s is None:
+            return min(_WARNING_S, self.time_s // 4)
+        return self.signal_s
 
     @property
     def gpus(self) -> str | None:

@@ -4,10 +4,12 @@
 # The folder holds `settings.sh` (what to run, see mtf_slurm.arrays), `tasks` (a line for
 # each task, with the names of its experiments), `checkout.py` and, once it is known, `job_id`
 # (the job that this submission became). An experiment runs in its own folder, with output in
-# <job id>.out and <job id>.err; its exit status is left in <job id>.exit.
+# <job id>.out and <job id>.err. How it ended is left in <job id>.exit; while it is to come back
+# there is none. Where the node has no scontrol, <job id>.again asks whoever looks next from a
+# login node to bring it back.
 #
-# Exit status: 0 if all succeeded; 75 if one asks to be continued and the job could not be
-# requeued from here, which is left to `requeue` or to another submission; else 1.
+# Exit status: 0 if all succeeded; 75 if one asks to be continued and was not requeued from
+# here; else 1.
 set -u
 job_folder=$1
 cd -- "$job_folder" || exit 1
@@ -64,29 +66,40 @@ leave() { # <file> <text>: whole or not at all
   printf '%s\n' "$2" >"$1.part" && mv -f -- "$1.part" "$1"
 }
 
-# Signals of the time limit come up to a minute early.
-time_is_up() { [ "$SECONDS" -ge $((time_s - signal_s - 60)) ]; }
+is_preempted() {
+  [[ $(scontrol show job --oneliner "$task" 2>/dev/null) == *PreemptTime=[0-9]* ]]
+}
+
+# Warnings come up to a minute early. TERM comes at the time limit, not before.
+time_is_up() {
+  local early_s=$((signal_s + 60))
+  [ -n "$got_term" ] && early_s=60
+  [ "$SECONDS" -ge $((time_s - early_s)) ]
+}
 
 # Come back in the same job. What was cancelled must not: TERM comes to this shell at a
 # cancellation, at the end of the grace of a preemption, which requeues by itself, and at the
 # end of the time limit.
-come_back() {
-  if time_is_up; then
+come_back() { # <path of the experiment's files, without their ends>
+  [ "$requeue" = 1 ] || return 1
+  if is_preempted; then
+    [ -z "$got_term" ] || return 1
+  elif time_is_up; then
     [ "$continue_on_timeout" = 1 ] || return 1
   elif [ -n "$got_term" ]; then
     return 1
   fi
-  [ "$requeue" = 1 ] || return 1
   if [ "$restarts" -ge "$max_requeues" ]; then
     say "has come back $restarts times, which is the limit (max_requeues)"
     return 1
   fi
-  if ! command -v scontrol >/dev/null; then
-    say "there is no scontrol on this node: requeue it from a login node"
-    return 1
+  if command -v scontrol >/dev/null && scontrol requeue "$task" >&2; then
+    say "asked to come back"
+    return 0
   fi
-  scontrol requeue "$task" >&2 || return 1
-  say "asked to come back"
+  say "cannot be requeued from this node: submit it again, or wait for it, where scontrol is"
+  leave "$1.again" "$restarts"
+  return 1
 }
 
 make_code() {
@@ -107,13 +120,27 @@ remove_code() { # <status>
     --when "$cleanup" --status "$1"
 }
 
+# Where processes meet is the node of this shell, as the others reach it: srun tells them its
+# address. A port below those that systems give to connections, free as far as is seen here.
+find_port() {
+  MASTER_PORT=$((12000 + SLURM_JOB_ID % 20000))
+  while (exec 3<>"/dev/tcp/127.0.0.1/$MASTER_PORT") 2>/dev/null; do
+    MASTER_PORT=$((MASTER_PORT + 1))
+  done
+  export MASTER_PORT
+}
+
+# Whether an experiment has ended in an earlier run of this job: it succeeded, or, of several
+# in one task, it failed by itself, which is no reason to run it again.
+has_ended() { # <path of its files>
+  [ "$restarts" -gt 0 ] && [ -e "$1.exit" ] || return 1
+  status=$(<"$1.exit")
+  [ "$status" = 0 ] || { [ "$status" != 75 ] && [ "${#names[@]}" -gt 1 ]; }
+}
+
 run_one() { # <experiment> <its job's id>
   local folder=$experiments_folder/$1 id=$2
-  if [ -e "$folder/$id.exit" ] && [ "$(<"$folder/$id.exit")" = 0 ]; then
-    status=0 # it succeeded before this job came back
-    return
-  fi
-  rm -f -- "$folder/$id.exit"
+  rm -f -- "$folder/$id.exit" "$folder/$id.again" "$folder/.$id.saved"
   export MTF_EXPERIMENT_DIR=$folder MTF_JOB_ID=$id
   set_command "$folder/config.yaml"
   (
@@ -126,10 +153,18 @@ run_one() { # <experiment> <its job's id>
   ) &
   child=$!
   await
-  # Killed by the warning itself, which a program may get once more while it ends.
+  rm -f -- "$folder/.$id.saved"
+  # Of a step that had to be killed after TERM, srun says 0, too.
+  [ "$status" = 0 ] && [ -n "$got_term" ] && [ "$launch_kind" != none ] && status=75
+  # Killed by the warning itself: of a time limit, or of a preemption.
   [ "$status" = 138 ] && status=75
-  leave "$folder/$id.exit" "$status"
+  if [ "$status" = 143 ] && [ -z "$got_term" ]; then
+    is_preempted && status=75
+  fi
 }
+
+# Of the shell that submitted this, perhaps itself a process of many.
+unset MASTER_ADDR RANK LOCAL_RANK GROUP_RANK WORLD_SIZE LOCAL_WORLD_SIZE TORCHELASTIC_RUN_ID
 
 claim
 if [ "$restarts" -gt "$max_requeues" ]; then
@@ -146,23 +181,33 @@ if ! make_code; then
   say "the code that was submitted cannot be checked out"
   exit 1
 fi
+find_port
 
-# Where the processes of several nodes meet: the step's own start address, set by srun.
-export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
-
-worst=0
+worst=0 unfinished=''
 for position in "${!names[@]}"; do
   id=$task
   [ "${#names[@]}" -gt 1 ] && id=$task.$position
-  run_one "${names[$position]}" "$id"
-  if [ "$status" = 75 ] || [ -n "$got_term" ]; then
-    [ "$status" = 0 ] || worst=$status
-    break
+  files=$experiments_folder/${names[$position]}/$id
+  if ! has_ended "$files"; then
+    if [ -n "$got_term" ]; then
+      unfinished=$files worst=75
+      break
+    fi
+    run_one "${names[$position]}" "$id"
+    if [ "$status" = 75 ] || { [ -n "$got_term" ] && [ "$status" != 0 ]; }; then
+      unfinished=$files worst=$status
+      break
+    fi
+    leave "$files.exit" "$status"
   fi
   [ "$status" = 0 ] || worst=1
 done
 remove_code "$worst"
-if [ "$worst" = 75 ] || { [ -n "$got_term" ] && [ "$worst" != 0 ]; }; then
-  come_back && exit 75
+if [ -n "$unfinished" ]; then
+  come_back "$unfinished" && exit 75
+  # Of several in a task, one that was ended is as Slurm says that the task is.
+  if [ -z "$got_term" ] || [ "${#names[@]}" -eq 1 ]; then
+    leave "$unfinished.exit" 75
+  fi
 fi
 exit "$worst"

@@ -16,14 +16,14 @@ import json
 import os
 import shlex
 import signal
-import sys
 import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-from mtf_slurm import _fake_slurm
+from mtf_slurm._fake.running import send
+from mtf_slurm._fake.store import Store, argv_of
 
 __all__ = ["NO_ANSWER", "FakeSlurm"]
 
@@ -46,6 +46,8 @@ class FakeSlurm:
         accounting_lag_s: How late it shows jobs, in seconds.
         grace_s: Between the first signal of a preemption or a time limit and the next.
         kill_wait_s: Between SIGTERM and SIGKILL, in seconds.
+        has_scontrol_on_nodes: Whether jobs find ``scontrol`` on their ``PATH``.
+        scheduler_parameters: As ``scontrol show config`` has them.
         python_flags: Of the interpreter that runs the commands.
     """
 
@@ -61,10 +63,12 @@ class FakeSlurm:
         accounting_lag_s: float = 0.0,
         grace_s: float = 5.0,
         kill_wait_s: float = 5.0,
+        has_scontrol_on_nodes: bool = True,
+        scheduler_parameters: str = "",
         python_flags: Sequence[str] = ("-I", "-S"),
     ) -> None:
         self.folder = folder.absolute()
-        for part in ("bin", "asks", "steps"):
+        for part in ("bin", "node-bin", "asks"):
             (self.folder / part).mkdir(parents=True, exist_ok=True)
         config = {
             "num_slots": num_slots,
@@ -76,17 +80,26 @@ class FakeSlurm:
             "grace_s": grace_s,
             "kill_wait_s": kill_wait_s,
             "is_held": False,
+            "down_nodes": [],
+            "has_scontrol_on_nodes": has_scontrol_on_nodes,
+            "scheduler_parameters": scheduler_parameters,
             "python_flags": list(python_flags),
         }
         state = {"next_id": 1, "tasks": {}, "faults": {}, "config": config}
         (self.folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
-        self._store = _fake_slurm.Store(self.folder)
-        own = (sys.executable, *python_flags, _fake_slurm.__file__, str(self.folder))
+        self._store = Store(self.folder)
         for command in _COMMANDS:
             path = self.folder / "bin" / command
-            line = f'exec {shlex.join((*own, command))} "$@"'
+            line = f'exec {shlex.join(argv_of(self.folder, python_flags, command))} "$@"'
             path.write_text(f"#!/bin/sh\n{line}\n", encoding="utf-8")
             path.chmod(0o755)
+            on_nodes = self.folder / "node-bin" / command
+            if command == "scontrol":  # the machine's own is hidden
+                line = f"echo {command}: command not found >&2; exit 127"
+                on_nodes.write_text(f"#!/bin/sh\n{line}\n", encoding="utf-8")
+                on_nodes.chmod(0o755)
+            else:
+                on_nodes.symlink_to(path)
 
     @property
     def path(self) -> str:
@@ -112,6 +125,7 @@ class FakeSlurm:
             while (pid := task["supervisor"]) and _lives(pid):
                 if time.monotonic() > deadline:  # pragma: no cover -- it did not end
                     os.kill(pid, signal.SIGKILL)
+                    send(self._store, task["id"], signal.SIGKILL)
                     break
                 time.sleep(0.01)
 
@@ -131,7 +145,10 @@ class FakeSlurm:
     # ------------------------------------------------------------ make things happen
 
     def configure(self, **config: Any) -> None:
-        """Change what the constructor set; ``is_held`` keeps jobs from starting.
+        """Change what the constructor set.
+
+        Besides, ``is_held`` keeps jobs from starting, and ``down_nodes`` are those that
+        ``scontrol show node`` says do not respond.
 
         Raises:
             ValueError: If there is no such setting.

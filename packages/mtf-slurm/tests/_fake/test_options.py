@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mtf_slurm._fake_slurm import split_options
+from mtf_slurm._fake.options import split_options
 
 
 @pytest.mark.parametrize(

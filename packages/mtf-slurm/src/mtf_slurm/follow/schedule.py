@@ -1,0 +1,298 @@
+"""Experiments that wait for each other, for room, and for their turn.
+
+    schedule = ExperimentSchedule(launcher, "experiments", quotas=[Quota(max_jobs=8)])
+    schedule.add([prepare, train, report], after={"train": {"prepare": "afterok"}, ...})
+    states = schedule.run()
+
+What may go is submitted at once, as arrays, and waits in Slurm for what is submitted, too:
+then nobody has to be there when its turn comes. What a quota holds back, and what waits for
+that, is submitted by `step` when there is room, by priority.
+
+Everything lies in the folder: the experiments in ``.slurm/schedule.json``, the jobs where the
+launcher keeps them. Whoever calls `run` or `step` next goes on, on this machine or another,
+after a kill, too; an experiment that has a job is not submitted, whatever was written when.
+Several processes may call `step`; one at a time does something.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from os import PathLike
+from pathlib import Path
+from typing import Protocol
+
+from mtf_slurm.after import After, checked
+from mtf_slurm.errors import SchedulerUnreachableError, SubmissionError
+from mtf_slurm.experiments import (
+    BatchSubmissionResult,
+    Experiment,
+    checked_name,
+    write_config,
+)
+from mtf_slurm.follow import _schedule_file
+from mtf_slurm.follow._jobs import Jobs
+from mtf_slurm.follow._schedule_file import Entry
+from mtf_slurm.follow._turns import Quota, Turns
+from mtf_slurm.follow.changes import StateChange
+from mtf_slurm.follow.monitor import JobMonitor
+from mtf_slurm.states import JobState
+
+__all__ = ["ExperimentSchedule", "Quota", "Submitter"]
+
+_log = logging.getLogger("mtf_slurm.follow")
+_NO_ROOM = re.compile(r"limit|submit again to go on", re.IGNORECASE)
+_MAX_REFUSALS = 3
+_WAIT_S = 1.0
+_LOOK_S = 5.0  # what others have added
+
+
+class Submitter(Protocol):
+    """What a schedule needs of a launcher; `mtf_slurm.launcher.SLURMLauncher` is one."""
+
+    def submit(
+        self,
+        experiments: Sequence[Experiment],
+        *,
+        folder: Path,
+        after: After | None = None,
+    ) -> BatchSubmissionResult:
+        """Submit each experiment that has no job; return one row for each, in order."""
+
+
+class ExperimentSchedule:
+    """Submits experiments in their order, and follows them.
+
+    Args:
+        launcher: Submits them.
+        folder: Where they lie: the launcher's folder of experiments, or another.
+        quotas: All of which hold.
+        max_resubmissions: How often an experiment is submitted again that was preempted, or
+            lost its node, and did not come back by itself.
+        monitor: Follows them; one for the folder by default.
+
+    Raises:
+        ValueError: If *max_resubmissions* is below 0.
+    """
+
+    def __init__(
+        self,
+        launcher: Submitter,
+        folder: str | PathLike[str],
+        *,
+        quotas: Iterable[Quota] = (),
+        max_resubmissions: int = 3,
+        monitor: JobMonitor | None = None,
+    ) -> None:
+        if max_resubmissions < 0:
+            msg = f"max_resubmissions is {max_resubmissions}: give 0 or more"
+            raise ValueError(msg)
+        self._launcher = launcher
+        self._folder = Path(folder).absolute()
+        self._quotas = tuple(quotas)
+        self._max_resubmissions = max_resubmissions
+        self._monitor = monitor or JobMonitor(self._folder)
+        self._callbacks: list[Callable[[StateChange], object]] = []
+        self._stopped = threading.Event()
+        self._pause_s = 0.0
+        self._jobs = Jobs((self._folder,), ())
+
+    def subscribe(self, callback: Callable[[StateChange], object]) -> None:
+        """Call *callback* with each change of a job, and with each end without a job.
+
+        An experiment that ends without a job, since what it waited for cannot come true or
+        Slurm does not take it, has an empty ``job_id``. Errors of *callback* are written to
+        the log, and touch nothing else.
+        """
+        self._monitor.subscribe(callback)
+        self._callbacks.append(callback)
+
+    def add(
+        self,
+        experiments: Sequence[Experiment],
+        *,
+        after: After | None = None,
+        priority: int = 0,
+        user: str = "",
+        timeout_s: float = 60.0,
+    ) -> None:
+        """Add experiments; those that are there stay as they are, so it may be repeated.
+
+        Args:
+            experiments: Which; their configs are written.
+            after: For which others each waits: ``{"train": {"prepare": "afterok"}}``; with
+                ``afterany``, ``afterok`` or ``afternotok``. Others are added, too, or before.
+            priority: Of all of them; the higher goes first where there is no room for all.
+            user: Whose they are, for quotas.
+            timeout_s: How long to wait for another process, in seconds.
+
+        Raises:
+            SubmissionError: If a name is none, or a file cannot be written.
+            ValueError: If they wait for each other, or for what is not there.
+        """
+        names = [checked_name(experiment.experiment_name) for experiment in experiments]
+        after = checked(after, names)
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                with _schedule_file.opened(self._folder) as entries:
+                    known = entries.keys() | set(names)
+                    for name, others in after.items():
+                        if missing := sorted(others.keys() - known):
+                            msg = f"{name} waits for {', '.join(missing)}: add it, too"
+                            raise ValueError(msg)
+                    for name, experiment in zip(names, experiments, strict=True):
+                        if name in entries:
+                            continue
+                        write_config(self._folder / name, experiment)
+                        entries[name] = Entry(
+                            experiment_name=name,
+                            values=experiment.model_dump(mode="json"),
+                            after=dict(after.get(name, {})),
+                            priority=priority,
+                            user=user,
+                        )
+                    return
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    reason = "another process works on this schedule: try again"
+                    raise SubmissionError(str(self._folder), reason) from error
+                time.sleep(0.02)
+
+    def states(self) -> dict[str, JobState]:
+        """Return how each experiment is, by name; ``pending`` while it is held back.
+
+        Raises:
+            SubmissionError: If the schedule's file is damaged.
+        """
+        now = {status.experiment_name: status for status in self._monitor.statuses()}
+        found = {}
+        for name, entry in _schedule_file.read(self._folder).items():
+            status = now.get(name)
+            if entry.ended is not None:
+                found[name] = entry.ended
+            else:
+                found[name] = status.state if status else JobState.PENDING
+        return found
+
+    def run(self, *, timeout_s: float | None = None) -> dict[str, JobState]:
+        """Go on until all experiments have ended; return how.
+
+        Args:
+            timeout_s: After which to return in any case, in seconds; another `run` goes on.
+
+        Raises:
+            MtfSlurmError: If Slurm refuses to answer, or the schedule's file is damaged.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while self.step():
+            wait_s = min(_LOOK_S, max(0.02, self._monitor.due_in_s))
+            if deadline is not None:
+                wait_s = min(wait_s, deadline - time.monotonic())
+            if wait_s <= 0 or self._stopped.wait(wait_s):
+                break
+        return self.states()
+
+    def stop(self) -> None:
+        """Let `run` end, from another thread or a callback; jobs go on."""
+        self._stopped.set()
+
+    def step(self) -> bool:
+        """Look what has ended and submit what may go; return whether anything is left.
+
+        Slurm is asked for states no more often than the monitor's interval allows.
+
+        Raises:
+            MtfSlurmError: If Slurm refuses to answer, or the schedule's file is damaged.
+        """
+        self._monitor.poll()
+        try:
+            with _schedule_file.opened(self._folder) as entries:
+                turns = Turns(
+                    entries=entries,
+                    ids=self._jobs.ids_in(self._folder),
+                    statuses={s.job_id: s for s in self._monitor.statuses()},
+                    quotas=self._quotas,
+                    max_resubmissions=self._max_resubmissions,
+                )
+                turns.note()
+                told = [_end(entry, why) for entry, why in turns.give_up()]
+                if time.monotonic() >= self._pause_s:
+                    told += self._submit(entries, turns.choose())
+                is_left = any(entry.ended is None for entry in entries.values())
+        except BlockingIOError:  # another process does this
+            return True
+        for change in told:
+            self._tell(change)
+        return is_left
+
+    # ------------------------------------------------------------ within
+
+    def _submit(
+        self, entries: Mapping[str, Entry], chosen: Sequence[Entry]
+    ) -> list[StateChange]:
+        if not chosen:
+            return []
+        after = {
+            entry.experiment_name: {
+                other: kind
+                for other, kind in entry.after.items()
+                if entries[other].ended is None
+            }
+            for entry in chosen
+        }
+        try:
+            rows = self._launcher.submit(chosen, folder=self._folder, after=after)
+        except SchedulerUnreachableError as error:
+            _log.warning("nothing is submitted, for now: %s", error)
+            self._pause()
+            return []
+        refused = {row.experiment_name for row in rows if row.job_id is None}
+        if refused:
+            self._pause()
+        told = []
+        for entry, row in zip(chosen, rows, strict=True):
+            if row.job_id is not None:
+                entry.refusals = 0
+                self._monitor.follow_again([row.job_id])
+            elif not refused & entry.after.keys():
+                told += self._refused(entry, row.error or "it has no job")
+        return told
+
+    def _pause(self) -> None:
+        """Submit nothing until there is something new."""
+        self._pause_s = time.monotonic() + max(_WAIT_S, self._monitor.due_in_s)
+
+    def _refused(self, entry: Entry, why: str) -> list[StateChange]:
+        _log.warning("%s: not submitted: %s", entry.experiment_name, why)
+        if _NO_ROOM.search(why):
+            return []
+        entry.refusals += 1
+        if entry.refusals < _MAX_REFUSALS:
+            return []
+        entry.ended = JobState.FAILED
+        return [_end(entry, why)]
+
+    def _tell(self, change: StateChange) -> None:
+        for callback in self._callbacks:
+            try:
+                callback(change)
+            except Exception:  # noqa: BLE001 -- it is not ours
+                _log.exception("a callback failed at: %s", change)
+
+
+def _end(entry: Entry, reason: str) -> StateChange:
+    assert entry.ended is not None  # noqa: S101 -- it has just ended
+    return StateChange(
+        job_id="",
+        experiment_name=entry.experiment_name,
+        before=JobState.PENDING,
+        after=entry.ended,
+        at=datetime.now(UTC),
+        reason=reason,
+        node="",
+    )

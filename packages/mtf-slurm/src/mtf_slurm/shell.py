@@ -1,0 +1,172 @@
+"""What a task runs, as its shell reads it: ``settings.sh`` for ``task.sh``.
+
+Each value is quoted for the shell. Processes of several tasks or nodes meet at the address
+of the node where srun runs, which Slurm tells each of them (``SLURM_LAUNCH_NODE_IPADDR``);
+``MTF_MASTER_ADDR``, set by the launcher's ``setup``, goes before it.
+
+Source: Slurm 22.05, ``srun(1)``; torch 2.10, ``torch.distributed.run``; Apptainer 1.3,
+``apptainer exec``.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mtf_slurm.arrays import Code, Planned, Work
+
+__all__ = ["command_words", "shell_settings"]
+
+_CALL = """\
+import sys
+from importlib import import_module
+from operator import attrgetter
+folder, module, function, config = sys.argv[1:]
+sys.path[0] = folder
+sys.argv = [function, config]
+attrgetter(function)(import_module(module))(config)
+"""
+
+_MEET = """\
+export MASTER_ADDR="${MTF_MASTER_ADDR:-$SLURM_LAUNCH_NODE_IPADDR}"
+"""
+# One process a task: what torch's own rendezvous by variables asks for.
+_SRUN_STEP = f"""\
+{_MEET}export RANK="$SLURM_PROCID" LOCAL_RANK="$SLURM_LOCALID" WORLD_SIZE="$SLURM_NTASKS"
+exec "$@"
+"""
+# Its agent would end at the first warning, and the workers with it; they are to save. It makes
+# 1 of any status of a worker but 0, so that of one which saved is told by a file.
+_TORCHRUN_STEP = f"""\
+{_MEET}trap '' TERM USR1
+export PET_SIGNALS_TO_HANDLE=SIGINT PET_RDZV_BACKEND=c10d
+export PET_RDZV_ID="$MTF_JOB_ID.${{SLURM_RESTART_COUNT:-0}}"
+export PET_RDZV_ENDPOINT="$MASTER_ADDR:$MASTER_PORT"
+"$@"
+status=$?
+[ "$status" = 0 ] && [ -e "$MTF_EXPERIMENT_DIR/.$MTF_JOB_ID.saved" ] && exit 75
+exit "$status"
+"""
+_TORCHRUN_WORKER = """\
+"$@"
+status=$?
+[ "$status" = 75 ] && : >"$MTF_EXPERIMENT_DIR/.$MTF_JOB_ID.saved" && exit 0
+exit "$status"
+"""
+# Where one process has started to end, how long the others may take, in seconds.
+_LAST_S = 300
+
+
+def shell_settings(
+    experiments_folder: Path, planned: Planned, code: Code, *, is_redirected: bool = False
+) -> str:
+    """Return the lines that ``task.sh`` reads.
+
+    Args:
+        experiments_folder: Where experiments' folders lie.
+        planned: The job.
+        code: What it runs.
+        is_redirected: Whether each experiment's output is led to its files by ``task.sh``,
+            as it is where a job has several.
+    """
+    settings = planned.work.settings
+    snapshot = code.snapshot
+    # What is inside a container is not there for the checkout.
+    own_python = None if settings.container else code.python
+    lines = [
+        f"experiments_folder={shlex.quote(str(experiments_folder))}",
+        f"project_root={shlex.quote(str(code.project_root))}",
+        f"redirect={int(is_redirected or len(planned.names) > 1)}",
+        f"requeue={int(settings.requeue)}",
+        f"max_requeues={settings.max_requeues}",
+        f"continue_on_timeout={int(settings.continue_on_timeout)}",
+        f"time_s={planned.time_s}",
+        f"signal_s={settings.warning_s}",
+        f"cleanup={shlex.quote(code.cleanup)}",
+        f"checkout_python={shlex.quote(own_python or sys.executable)}",
+        f"checkout=({_quoted(snapshot.arguments() if snapshot else ())})",
+        f"prefix={shlex.quote(snapshot.prefix if snapshot else '')}",
+        f"launch_kind={settings.launch}",
+        f"launch=({_quoted(_launch(planned.work))})",
+        f"set_command() {{ command=({_command(experiments_folder, planned.work, code)}); }}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def command_words(work: Work, code: Code, config: Path) -> list[str]:
+    """Return an experiment's own command, for people: what starts it is left out."""
+    entry_point = work.entry_point
+    if entry_point is None:
+        return ["mtf", "run", str(config)]
+    if _is_script(entry_point) and not entry_point.startswith("/"):
+        entry_point = f"$MTF_CODE_DIR/{entry_point}"
+    return [_python(work, code), entry_point, str(config)]
+
+
+def _quoted(words: Sequence[str]) -> str:
+    return " ".join(map(shlex.quote, words))
+
+
+def _is_script(entry_point: str) -> bool:
+    return entry_point.endswith(".py") or entry_point.startswith("/")
+
+
+def _python(work: Work, code: Code) -> str:
+    settings = work.settings
+    has_own = settings.venv or settings.conda or settings.container
+    return code.python or ("python" if has_own else sys.executable)
+
+
+def _launch(work: Work) -> list[str]:
+    """Return what stands before the command: the words that start its processes."""
+    settings = work.settings
+    if settings.launch == "none":
+        return []
+    is_torchrun = settings.launch == "torchrun"
+    tasks = 1 if is_torchrun else settings.ntasks_per_node
+    cpus = settings.cpus_per_task * settings.ntasks_per_node // tasks
+    count = settings.nodes * tasks
+    words = [
+        *("srun", f"--nodes={settings.nodes}", f"--ntasks={count}"),
+        *(f"--ntasks-per-node={tasks}", f"--cpus-per-task={cpus}"),
+        # One that saved and ended must not end those that still save; one that failed
+        # must not leave others waiting for it for ever.
+        *("--kill-on-bad-exit=0", f"--wait={_LAST_S}"),
+    ]
+    if is_torchrun:
+        return [*words, "/bin/bash", "-c", _TORCHRUN_STEP, "step"]
+    if count > 1:
+        return [*words, "/bin/bash", "-c", _SRUN_STEP, "step"]
+    return words
+
+
+def _command(experiments_folder: Path, work: Work, code: Code) -> str:
+    """Return the words of the experiment's command; ``$1`` is the path of its config."""
+    settings = work.settings
+    before: list[str] = []
+    if settings.container:
+        gpus = ["--nv"] if settings.gpus_per_node else []
+        folders = [str(experiments_folder)]
+        folders += [] if code.snapshot else [str(code.project_root)]
+        binds = [f"--bind={folder}" for folder in folders]
+        before = ["apptainer", "exec", *gpus, *binds, settings.container]
+    python = _python(work, code)
+    if settings.launch == "torchrun":
+        counts = (
+            f"--nnodes={settings.nodes}",
+            f"--nproc-per-node={settings.ntasks_per_node}",
+        )
+        before += [python, "-m", "torch.distributed.run", *counts, "--max-restarts=0"]
+        before += ["--no-python", "/bin/bash", "-c", _TORCHRUN_WORKER, "worker"]
+    start = _quoted(before) + " " if before else ""
+    entry_point = work.entry_point
+    if entry_point is None:
+        return f'{start}mtf run "$1"'
+    if _is_script(entry_point):
+        where = "" if entry_point.startswith("/") else '"$code"/'
+        return f'{start}{shlex.quote(python)} {where}{shlex.quote(entry_point)} "$1"'
+    module, _, function = entry_point.partition(":")
+    words = _quoted((python, "-c", _CALL))
+    return f'{start}{words} "$code" {_quoted((module, function))} "$1"'
