@@ -5,8 +5,8 @@
     python3 tests-integration/slurm/cluster.py down
 
 A controller with accounting and two nodes of 32 processors, all on the loopback. Partitions
-``low`` (preempted by ``high``), ``high`` and ``short`` (10 minutes at most); a QOS ``tiny``
-(two jobs a user). Jobs see this repository and the Python that started the cluster, at the
+``low`` (preempted by ``high``), ``high`` and ``short`` (10 minutes at most, and preempted after a
+grace); a QOS ``tiny`` (two jobs a user). Jobs see this repository and the Python that started the cluster, at the
 same paths. It runs in containers of podman or Docker, or else in namespaces.
 """
 

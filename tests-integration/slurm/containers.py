@@ -176,6 +176,9 @@ class Containers(Engine):
 
     def remove(self) -> None:
         """Remove the containers."""
+        if roles := sorted(self.running()):  # which podman would give 10 s to end
+            with contextlib.suppress(EngineError):  # one has ended by itself
+                self._engine("kill", "--signal=KILL", *map(self._container, roles))
         if roles := sorted(self._roles("--all")):
             self._engine("rm", "--force", "--volumes", *map(self._container, roles))
         if os.geteuid():  # what root in a container wrote, only root can remove

@@ -1,4 +1,7 @@
-"""The cluster itself: that it does what Slurm does, with real jobs and real faults."""
+"""The cluster itself: that it does what Slurm does, with real jobs and real faults.
+
+The loss of a node takes half a minute to be noticed: it is shown in `test_scenarios`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -16,27 +18,9 @@ import pytest
 from slurm.cluster import Cluster, ClusterError
 from slurm.settings import ports_are_free
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.usefixtures("timed")]
 SOON_S = 30
-# A node is given up, and a time limit noticed, at intervals of up to 30 s each.
-LATE_S = 150
 WAIT = "while true; do sleep 0.1; done"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def timed_job(
-    cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[str, Path]]:
-    """Return a job that runs into the shortest time limit there is, and its folder.
-
-    That takes a minute, in which the other tests run.
-    """
-    folder = tmp_path_factory.mktemp("timed")
-    script = f"trap 'echo warned >warned' USR1\n{WAIT}"
-    options = ("--time=1", "--signal=B:USR1@30", "--partition=high", "--nodelist=n2")
-    job = cluster.sbatch(script, *options, cwd=folder)
-    yield job, folder
-    cluster.run("scancel", job)
 
 
 def cancel_all(cluster: Cluster) -> None:
@@ -44,9 +28,8 @@ def cancel_all(cluster: Cluster) -> None:
     cluster.run("scancel", f"--user={getpass.getuser()}", "--partition=low")
 
 
-def test_nodes_are_idle_and_the_engine_is_said(cluster: Cluster) -> None:
-    """Both nodes take jobs, in three partitions, and every role runs."""
-    cluster.wait_idle()
+def test_partitions_and_roles(cluster: Cluster) -> None:
+    """There are three partitions, and every role runs."""
     shown = cluster.run("sinfo", "--noheader", "--format=%P").stdout.split()
     assert shown == ["low*", "high", "short"]
     assert cluster.engine.running() == {"ctl", "n1", "n2"}
@@ -233,60 +216,3 @@ def test_gpus_are_counted(cluster: Cluster, tmp_path: Path) -> None:
     job = cluster.sbatch(script, "--gres=gpu:h100:2", cwd=tmp_path)
     cluster.wait_for(job, "COMPLETED", SOON_S)
     assert (tmp_path / "out").read_text("utf-8").split() == ["n2", "0,1"]
-
-
-def test_job_of_a_killed_node_comes_back(cluster: Cluster, tmp_path: Path) -> None:
-    """A node that loses power is noticed; its job is requeued and runs when it is back."""
-    script = f'echo "${{SLURM_RESTART_COUNT-unset}}" >>runs\n{WAIT}'
-    job = cluster.sbatch(script, "--requeue", "--nodelist=n1", cwd=tmp_path)
-    runs = tmp_path / "runs"
-    cluster.wait_until(runs.exists, what="running", deadline_s=SOON_S)
-    cluster.kill_node("n1")
-    assert cluster.engine.running() == {"ctl", "n2"}
-    cluster.wait_for(job, "PENDING", LATE_S)
-    assert runs.read_text("utf-8").split() == ["unset"]
-    cluster.restart_node("n1")
-    cluster.wait_until(
-        lambda: runs.read_text("utf-8").split() == ["unset", "1"],
-        what="running again",
-        deadline_s=LATE_S,
-    )
-    cancel_all(cluster)
-    cluster.wait_for(job, "CANCELLED", SOON_S)
-    assert "NODE_FAIL" in cluster.accounted(job, duplicates=True)
-
-
-def test_time_limit_warns_and_ends_a_job(
-    cluster: Cluster, timed_job: tuple[str, Path]
-) -> None:
-    """The batch shell gets the signal it asked for, and later the job is in TIMEOUT."""
-    job, folder = timed_job
-    cluster.wait_for(job, "TIMEOUT", LATE_S)
-    assert (folder / "warned").read_text("utf-8") == "warned\n"
-
-
-@pytest.mark.parametrize("kill", [False, True], ids=["term", "kill"])
-def test_controller_restarts_while_jobs_run(
-    cluster: Cluster, tmp_path: Path, *, kill: bool
-) -> None:
-    """A running job outlives its controller, and ends as it would have."""
-    script = "touch started; until [ -e go ]; do sleep 0.1; done"
-    job = cluster.sbatch(script, cwd=tmp_path)
-    cluster.wait_until((tmp_path / "started").exists, what="running", deadline_s=SOON_S)
-    state = cluster.settings.folder / "controller" / "job_state"
-    # What was submitted in the last seconds before a SIGKILL is lost, as it is anywhere.
-    cluster.wait_until(
-        lambda: (
-            state.exists()
-            and state.stat().st_mtime > (tmp_path / "started").stat().st_mtime
-        ),
-        what="written",
-        deadline_s=SOON_S,
-    )
-    cluster.stop_controller(kill=kill)
-    with pytest.raises(ClusterError, match="Unable to contact slurm controller"):
-        cluster.sbatch("true")
-    cluster.start_controller()
-    assert cluster.states(job) == ["RUNNING"]
-    (tmp_path / "go").touch()
-    cluster.wait_for(job, "COMPLETED", SOON_S)
