@@ -194,8 +194,8 @@ def tests(session: nox.Session, package: str) -> None:
     is_main = session.python == MAIN
     chosen = session.posargs or ([] if is_main else ["-m", "not slow"])
     # --pyargs and --doctest-modules run the examples in the installed docstrings too.
-    pytest = ("-m", "pytest", "--pyargs", module, "--doctest-modules")
-    pytest += workers(f"packages/{package}")
+    options = workers(f"packages/{package}")
+    pytest = ("-m", "pytest", "--pyargs", module, "--doctest-modules", *options)
     python = ("coverage", "run", f"--source={module}") if is_main else ("python",)
     session.run("coverage", "erase", env=env)
     session.run(*python, *pytest, f"packages/{package}/tests", *chosen, env=env)

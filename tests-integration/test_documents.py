@@ -111,7 +111,7 @@ def complaint(root: Path, words: list[str]) -> str | None:
     packages = {path.parent.name for path in root.glob("packages/*/pyproject.toml")}
     match words:
         case ["make", target, *_]:
-            unknown = {target} - set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+            unknown = {target} - set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
         case [".venv/bin/nox", "-s", *options]:
             names = takewhile(lambda word: not word.startswith("-"), options)
             unknown = {name for name in names if not is_session(root, name)}

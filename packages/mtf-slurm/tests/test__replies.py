@@ -18,15 +18,15 @@ START_S = datetime.fromisoformat("2026-11-22T11:22:34").timestamp()
 
 # As Slurm 22.05.8 wrote them.
 TEXT = """\
-1|RUNNING|None|n1|2026-11-22T11:22:34|/work/a|b
-2_2|PENDING|JobArrayTaskLimit||N/A|/work
-7|RUNNING|None|n[1-2]|2026-11-22T11:22:34|/work
+1|RUNNING|None|n1|2026-11-22T11:22:34|/shared/a|b
+2_2|PENDING|JobArrayTaskLimit||N/A|/shared
+7|RUNNING|None|n[1-2]|2026-11-22T11:22:34|/shared
 """
 ACCOUNTED = """\
-18|NODE_FAIL|0:0|n[1-2]|2026-11-22T11:22:34|2026-11-22T11:22:49|/work
-21|REQUEUED|0:0|n1|2026-11-22T11:22:34|2026-11-22T11:22:35|/work
-18|PENDING|0:0|None assigned|Unknown|Unknown|/work
-2_[0-1]|CANCELLED by 0|0:0|None assigned|Unknown|Unknown|/work
+18|NODE_FAIL|0:0|n[1-2]|2026-11-22T11:22:34|2026-11-22T11:22:49|/shared
+21|REQUEUED|0:0|n1|2026-11-22T11:22:34|2026-11-22T11:22:35|/shared
+18|PENDING|0:0|None assigned|Unknown|Unknown|/shared
+2_[0-1]|CANCELLED by 0|0:0|None assigned|Unknown|Unknown|/shared
 """
 
 
@@ -42,7 +42,7 @@ def job_of_22_05(**more: Any) -> dict[str, Any]:
         "nodes": "n1",
         "start_time": 1795346267,
         "exit_code": 0,
-        "current_working_directory": "/work",
+        "current_working_directory": "/shared",
         **more,
     }
 
@@ -63,7 +63,7 @@ def job_of_24_05(**more: Any) -> dict[str, Any]:
             "return_code": {"set": True, "infinite": False, "number": 0},
             "signal": {"id": {"set": False, "number": 0}, "name": ""},
         },
-        "current_working_directory": "/work",
+        "current_working_directory": "/shared",
         **more,
     }
 
@@ -76,7 +76,7 @@ def as_json(*jobs: dict[str, Any]) -> str:
 def test_text() -> None:
     """Nodes, dates and reasons are there or not; a folder may have a bar in it."""
     rows = rows_of_text(ARGV, TEXT)
-    assert (rows["1"].start_s, rows["1"].folder) == (START_S, "/work/a|b")
+    assert (rows["1"].start_s, rows["1"].folder) == (START_S, "/shared/a|b")
     assert rows["7"].nodes == "n[1-2]"
     waits = rows["2_2"]
     assert (waits.reason, waits.nodes, waits.start_s) == ("JobArrayTaskLimit", "", None)
