@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -116,6 +117,14 @@ def tmp_path() -> Iterator[Path]:
     """Give a folder in no repository: pytest's own may lie in that of this project."""
     with TemporaryDirectory(dir=Path(os.sep, "tmp"), prefix="mtf-") as name:
         yield Path(name).resolve()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _interruptible() -> Iterator[None]:
+    """Let SIGINT count in what tests start: a shell has its background jobs ignore it."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
 
 
 @pytest.fixture(autouse=True)

@@ -173,6 +173,9 @@ class Template:
         if "run" not in self.used:
             reason = "it does not run the experiments: end it with `exec {{ run }}`"
             raise TemplateError(str(self.path), reason)
+        self._not_written = {
+            key: names for key, names in _WRITTEN_BY.items() if not self.used & names
+        }
         self._check_syntax(self.render(_PROBE))
 
     def check(self, settings: SlurmSettings) -> None:
@@ -182,9 +185,8 @@ class Template:
             TemplateError: If a setting differs from its default, and the template has none
                 of its variables.
         """
-        for key, variables_ in _WRITTEN_BY.items():
-            default = SlurmSettings.model_fields[key].default
-            if getattr(settings, key) != default and not self.used & variables_:
+        for key, variables_ in self._not_written.items():
+            if getattr(settings, key) != SlurmSettings.model_fields[key].default:
                 shown = " or ".join(f"{{{{ {name} }}}}" for name in sorted(variables_))
                 reason = f"slurm.{key} is set, and the template does not write {shown}"
                 raise TemplateError(str(self.path), reason)
