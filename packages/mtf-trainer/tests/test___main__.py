@@ -146,6 +146,27 @@ def test_replay_that_fails_exits_with_1(
     assert "hello" in err
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("function", ["nosuch:main", "train:nosuch", "train:VALUE"])
+def test_a_function_that_is_not_there_is_no_difference(
+    run_dir: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    function: str,
+) -> None:
+    """It is a mistake in the command, which ends at the first replay and says why."""
+    (tmp_path / "train.py").write_text("VALUE = 1", "utf-8")
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(SystemExit, match="2"):
+        main(["verify", str(run_dir), "--replay", function])
+
+    err = capfd.readouterr().err
+    assert f"--replay {function}: not found" in err
+    assert err.count("replaying") == 1
+
+
 def test_show_tells_what_a_checkpoint_holds(
     run_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

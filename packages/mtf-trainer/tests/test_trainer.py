@@ -588,6 +588,23 @@ def test_label_smoothing_that_no_step_uses_is_refused_at_once(
         make_trainer(step=unused, label_smoothing=0.1).fit(loaders, max_epochs=2)
 
 
+def test_label_smoothing_that_is_used_goes_on_behind_a_forward(
+    make_trainer: MakeTrainer, loader: DataLoader[Any]
+) -> None:
+    """Stopped before a line is written, it writes that without another forward."""
+
+    def step(trainer: GenericTrainer, batch: Any, _: int) -> Tensor:
+        x_BD, y_B = batch
+        return trainer.cross_entropy(trainer.model(x_BD), y_B)
+
+    first = make_trainer(step=step, label_smoothing=0.1, log_every_n_steps=1)
+    first.probe = lambda phase: phase is Phase.TRAIN_BATCH_OPTIM_STEP
+    assert first.fit(loader).reason == "interrupted"
+
+    again = make_trainer(step=step, label_smoothing=0.1, log_every_n_steps=1)
+    assert again.fit(loader).epoch == 1
+
+
 def test_algorithms_are_deterministic_while_it_fits(
     make_trainer: MakeTrainer, loader: DataLoader[Any]
 ) -> None:

@@ -161,7 +161,12 @@ def _settings(options: argparse.Namespace) -> CheckpointSettings:
 def _verify(options: argparse.Namespace) -> int:
     from mtf_trainer._saving.encryption import Keyring  # noqa: PLC0415
     from mtf_trainer._verify.report import as_json, as_text  # noqa: PLC0415 - loads torch
-    from mtf_trainer._verify.rerun import is_function_name, pairs, replay  # noqa: PLC0415
+    from mtf_trainer._verify.rerun import (  # noqa: PLC0415
+        NoFunctionError,
+        is_function_name,
+        pairs,
+        replay,
+    )
     from mtf_trainer._verify.verify import verify  # noqa: PLC0415
 
     function = options.replay
@@ -177,9 +182,12 @@ def _verify(options: argparse.Namespace) -> int:
     replays = []
     for pair in [] if function is None else pairs(report, options.start):
         sys.stderr.write(f"replaying {pair[0].name} to {pair[1].name}\n")
-        replays.append(
-            replay(options.run_dir, pair, function, settings, options.replay_timeout)
-        )
+        try:
+            replays.append(
+                replay(options.run_dir, pair, function, settings, options.replay_timeout)
+            )
+        except NoFunctionError:
+            options.parser.error(f"--replay {function}: not found, see above")
     if function is not None and not replays:
         whose = options.start or "any checkpoint on disk"
         what = f"nothing to replay: no whole checkpoint on disk was trained from {whose}"

@@ -241,7 +241,8 @@ class GenericTrainer(Fitting, Evaluation):
             y_B: Classes, or probabilities of shape ``(B, C)``.
         """
         training = self._at.phase is Phase.TRAIN_BATCH_FORWARD
-        self._smoothed = self._smoothed or training
+        if training:
+            self._unsmoothed.clear()
         smoothing = self.config.label_smoothing if training else 0.0
         return nn.functional.cross_entropy(z_BC, y_B, label_smoothing=smoothing)
 
@@ -331,6 +332,9 @@ class GenericTrainer(Fitting, Evaluation):
             run.average = average_of(val_loader)
             if isinstance(train_loader, MultiLoader):
                 run.optimizers_of = _checked_indices(train_loader, len(self.optimizers))
+            if self.config.label_smoothing:
+                is_multi = isinstance(train_loader, MultiLoader)
+                self._unsmoothed = set(train_loader.loaders) if is_multi else {""}
             stack.callback(self._leave)
             with run.unwatched():
                 keeper.begin(run, trained=self._trained)

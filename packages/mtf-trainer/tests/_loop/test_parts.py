@@ -95,6 +95,18 @@ def test_model_without_shapes_is_refused(fabric: Fabric) -> None:
     check_parts(fabric, lazy, [optimizer])
 
 
+def test_sparse_gradients_are_refused(
+    fabric: Fabric, optimizer: torch.optim.Optimizer
+) -> None:
+    """Before a step is taken: the layer is named, and what to make it with."""
+    sparse = nn.Sequential(nn.Embedding(4, 2, sparse=True), nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"0 has sparse gradients.*sparse=False"):
+        check_parts(fabric, sparse, [optimizer])
+    adam = torch.optim.SparseAdam(sparse.parameters())
+    with pytest.raises(ValueError, match="SparseAdam is of sparse gradients"):
+        check_parts(fabric, sparse, [adam])
+
+
 def test_optimizer_of_other_parameters_is_refused(
     fabric: Fabric, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> None:

@@ -242,7 +242,7 @@ def test_process_calls_the_function_with_the_target(
 
     assert verify(run_dir, PLAIN).rows[-1].global_step == 8
     assert TARGET.get() is None
-    with pytest.raises(TypeError, match=r"train:Group\.number is no function"):
+    with pytest.raises(SystemExit, match="69"):
         contextvars.copy_context().run(main, [*arguments[:2], "train:Group.number"])
 
 

@@ -57,7 +57,8 @@ class LoopBase:
         self.ema = ema
         self.loss: Tensor | None = None
         self._at = self._new_state()
-        self._smoothed = config.label_smoothing == 0
+        # Loaders of which a batch is to come before label smoothing counts as unused.
+        self._unsmoothed: set[str] = set()
         self._distributed = fabric.world_size > 1
         self._scaler: Any = getattr(fabric.strategy.precision, "scaler", None)
         self._step = OptimizerStep(

@@ -15,7 +15,7 @@ from lightning.fabric.strategies.single_device import SingleDeviceStrategy
 from lightning.fabric.wrappers import is_wrapped
 from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.optim import LBFGS, Optimizer
+from torch.optim import LBFGS, Optimizer, SparseAdam
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from mtf_trainer._loop.schedulers import SchedulerSpec, unwrapped
@@ -68,7 +68,8 @@ def check_parts(
         TypeError: If *model* or one of *optimizers* is something else, or there are none.
         ValueError: If *fabric* has another strategy, or has set up only a part of them;
             if an optimizer needs a closure, or has parameters that are not the model's;
-            if a scheduler is of another optimizer; if the model is not whole yet.
+            if a scheduler is of another optimizer; if the model is not whole yet, or has
+            sparse gradients.
     """
     if is_sharded(fabric):
         check_strategy(fabric)
@@ -85,6 +86,19 @@ def check_parts(
     if not optimizers:
         message = "optimizer must be a torch.optim.Optimizer, or several; there is none"
         raise TypeError(message)
+    _check_kinds(optimizers)
+    wrapped = [is_wrapped(part) for part in (model, *optimizers)]
+    if any(wrapped) and not all(wrapped):
+        message = "fabric must have set up both model and optimizer, or neither"
+        raise ValueError(message)
+    _check_shapes(model)
+    _check_gradients(model)
+    if not is_sharded(fabric):  # those of a sharded model are exchanged, and checked then
+        _check_parameters(model, optimizers)
+    _check_schedulers(optimizers, schedulers)
+
+
+def _check_kinds(optimizers: Sequence[object]) -> None:
     for optimizer in optimizers:
         if not isinstance(optimizer, Optimizer):
             message = f"optimizer must be a torch.optim.Optimizer, not {optimizer!r}"
@@ -92,14 +106,9 @@ def check_parts(
         if isinstance(optimizer, LBFGS):
             message = "LBFGS calls the step several times for one update: not supported"
             raise ValueError(message)  # noqa: TRY004 - it is an optimizer
-    wrapped = [is_wrapped(part) for part in (model, *optimizers)]
-    if any(wrapped) and not all(wrapped):
-        message = "fabric must have set up both model and optimizer, or neither"
-        raise ValueError(message)
-    _check_shapes(model)
-    if not is_sharded(fabric):  # those of a sharded model are exchanged, and checked then
-        _check_parameters(model, optimizers)
-    _check_schedulers(optimizers, schedulers)
+        if isinstance(optimizer, SparseAdam):
+            message = "SparseAdam is of sparse gradients, which no checkpoint holds"
+            raise ValueError(message)  # noqa: TRY004 - it is an optimizer
 
 
 def _check_shapes(model: nn.Module) -> None:
@@ -109,6 +118,16 @@ def _check_shapes(model: nn.Module) -> None:
             message = (
                 f"{name} of the model has no shape yet, as it is lazy: pass one batch "
                 "through the model before the trainer is made"
+            )
+            raise ValueError(message)
+
+
+def _check_gradients(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
+            message = (
+                f"{name or 'the model'} has sparse gradients, which can neither be clipped "
+                "nor saved inside an accumulation window: make it with sparse=False"
             )
             raise ValueError(message)
 

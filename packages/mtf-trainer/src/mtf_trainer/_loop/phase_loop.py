@@ -132,9 +132,10 @@ class PhaseLoop(ValPhases):
         self._weight = self._at.window.weight(batch, self.fabric.world_size)
         with self._gradients(batch):
             result = self.training_step(batch.data, self._at.train.batch_idx)
-        # One loader of several may have no use for it: that is seen at the next line.
-        if not self._smoothed and not batch.loader:
-            self._refuse_unsmoothed()
+        if self._unsmoothed:
+            self._unsmoothed.discard(batch.loader)
+            if not self._unsmoothed:
+                self._refuse_unsmoothed()
         loss, others = loss_of(result)
         self._at.train_means.add(loss, others, batch.num_samples)
         self.loss = loss
@@ -221,8 +222,6 @@ class PhaseLoop(ValPhases):
 
     def _log_training(self, run: Run) -> None:
         """Write the means over the steps since the last line."""
-        if not self._smoothed:
-            self._refuse_unsmoothed()
         means, counts = self._at.train_means.take()
         sums = self._at.train.epoch_sums
         for name, mean in means.items():

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,12 +34,17 @@ from mtf_trainer.certificate import PARTS, Certificate, MetricsDigest
 from mtf_trainer.config import CheckpointSettings
 from mtf_trainer.errors import MetricsFileError, VerificationError
 
-__all__ = ["Replay", "is_function_name", "pairs", "replay"]
+__all__ = ["NoFunctionError", "Replay", "is_function_name", "pairs", "replay"]
 
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _GRACE_S = 60.0
 _CANNOT_REPLAY = (VerificationError, MetricsFileError, OSError, TypeError, ValueError)
 _COMPARED = tuple(part for part in PARTS if part != "parent")
+_NO_FUNCTION = 69  # how the process of a replay exits that finds none
+
+
+class NoFunctionError(ValueError):
+    """There is no such function to replay with, or its module cannot be imported."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,6 +119,9 @@ def replay(
         function: ``module:function``; called with the folder of the replayed run.
         settings: Name the keys of encrypted checkpoints.
         timeout_s: After so many seconds the replay is ended.
+
+    Raises:
+        NoFunctionError: If *function* cannot be found.
     """
     start, end = pair
     steps = (end.global_step or 0) - (start.global_step or 0)
@@ -130,6 +139,8 @@ def replay(
             content = _newest(copy, start, settings, exit_code)
             differing = _compare(content, child)
             told = tuple(differences(content, child)) if differing else ()
+    except NoFunctionError:
+        raise
     except _CANNOT_REPLAY as error:
         return Replay(
             start=start.name,
@@ -185,12 +196,15 @@ def _run(arguments: Sequence[str], timeout_s: float) -> int:
     # What the user's function prints must not get into what this command prints.
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=2) as process:
         try:
-            return process.wait(timeout_s)
+            exit_code = process.wait(timeout_s)
         except subprocess.TimeoutExpired as error:
             message = f"it was not there after {timeout_s:g} seconds"
             raise VerificationError(message) from error
         finally:
             _end(process)
+    if exit_code == _NO_FUNCTION:
+        raise NoFunctionError(arguments[-1])
+    return exit_code
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -249,7 +263,12 @@ def main(arguments: Sequence[str]) -> None:
         sys.path.insert(0, here)
     place = json.loads(Path(target).read_text("utf-8"))
     TARGET.set(Target(place))
-    _resolve(function)(Path(run_dir))
+    try:
+        train = _resolve(function)
+    except (ImportError, AttributeError, TypeError):
+        traceback.print_exc()
+        sys.exit(_NO_FUNCTION)
+    train(Path(run_dir))
 
 
 if __name__ == "__main__":
