@@ -198,3 +198,17 @@ def test_it_is_a_program(project: Path) -> None:
         cwd=project,
     )
     assert all(word in shown.stdout for word in ("run", "plan", "results", "compare"))
+
+
+def test_the_definition_that_is_saved_is_run_again(project: Path) -> None:
+    """With its rule of early stopping, and what it runs."""
+    rule = "early_stopping: {rule: median, metric: loss, mode: min}\n"
+    (project / "search.yaml").write_text(SEARCH + rule, "utf-8")
+    (project / "mended").touch()
+    assert main(["run", "search.yaml"]) == 0
+    saved = folder(project) / "search_config.yaml"
+    before = saved.read_text("utf-8")
+    assert "early_stopping:" in before
+    for where in (folder(project), project / "experiments" / "other"):
+        assert main(["run", str(saved), "--folder", str(where)]) == 0
+    assert saved.read_text("utf-8") == before

@@ -392,3 +392,34 @@ def test_nan_in_a_base_is_named() -> None:
 
     with pytest.raises(GridError, match=r"base config\.rates\.low: NaN"):
         base_of(Rated(rates={"low": math.nan}))
+
+
+class Either(BaseModel):
+    plain: Sgd | Adam = Sgd()
+    told: Annotated[Sgd | Adam, Field(discriminator="kind")] = Sgd()
+    several: list[Sgd | Adam] = []
+
+
+@pytest.mark.parametrize(
+    ("parameters", "key"),
+    [
+        ({"plain.beta": 0.5}, "plain.beta"),
+        ({"told.beta": 0.5}, "told.beta"),
+        ({"told.kind": "sgd", "told.beta": 0.5}, "told.beta"),
+        ({"told": {"kind": "sgd", "momentum": 0.1, "beta": 0.5}}, "told.beta"),
+        ({"several": [{"kind": "sgd", "momentum": 0.1, "beta": 1.0}]}, "several.0.beta"),
+    ],
+)
+def test_what_only_another_member_of_a_union_has_is_refused(
+    parameters: dict[str, Any], key: str
+) -> None:
+    """A value that would be dropped is an error that says which member is in force."""
+    with pytest.raises(UnfitError, match="Sgd here") as caught:
+        base_of(Either()).applied(parameters, "e")
+    assert [found for found, _ in caught.value.faults] == [key]
+
+
+def test_an_experiment_may_choose_the_member_of_a_union() -> None:
+    """What it sets of the member that it chooses is there."""
+    config = base_of(Either()).applied({"told.kind": "adam", "told.beta": 0.5}, "e")
+    assert config.told == Adam(beta=0.5)

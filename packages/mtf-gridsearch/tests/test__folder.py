@@ -175,16 +175,35 @@ def test_another_kind_of_search_is_refused(tmp_path: Path) -> None:
     with hold(Named(), tmp_path):
         pass
     other = Named()
-    other.plain["kind"] = "bayesian"
+    other.plain["bayesian"] = {"metric": "loss", "num_trials": 3}
     with (
-        pytest.raises(SearchMismatchError, match="kind was absent"),
+        pytest.raises(SearchMismatchError, match="bayesian was absent"),
         hold(other, tmp_path),
     ):
         pytest.fail("held")
 
 
+def test_a_bayesian_search_may_have_more_trials_and_no_other_grid(tmp_path: Path) -> None:
+    """What was chosen follows from the definition, whose number of trials alone grows."""
+
+    def bayesian(num_trials: int, values: list[int]) -> Named:
+        named = Named()
+        named.plain["bayesian"] = {"metric": "loss", "num_trials": num_trials}
+        named.plain["grids"] = [{"lr": values}]
+        return named
+
+    for num_trials in (3, 6):
+        with hold(bayesian(num_trials, [1]), tmp_path):
+            pass
+    with (
+        pytest.raises(SearchMismatchError, match="grids was"),
+        hold(bayesian(6, [1, 2]), tmp_path),
+    ):
+        pytest.fail("held")
+
+
 def test_a_changed_grid_is_saved(tmp_path: Path) -> None:
-    """All but base and kind may change; the file then says what was run last."""
+    """A grid may change; the file then says what was run last."""
     with hold(Named(), tmp_path):
         pass
     changed = Named()
@@ -228,8 +247,8 @@ def test_the_kernel_frees_the_lock_of_a_killed_holder(tmp_path: Path) -> None:
     """After SIGKILL the folder can be held at once, whatever its lock file says."""
     script = (
         "import sys, time; from pathlib import Path\n"
-        "from mtf_gridsearch import _folder\n"
-        "with _folder._locked(Path(sys.argv[1]), '.lock'):\n"
+        "from mtf_gridsearch import _lock\n"
+        "with _lock.locked(Path(sys.argv[1]), '.lock'):\n"
         "    print('held', flush=True); time.sleep(600)\n"
     )
     with hold(Named(), tmp_path) as folder:
@@ -332,13 +351,57 @@ def test_a_broken_newest_folder_may_be_gone_around(tmp_path: Path) -> None:
         assert found == folder
 
 
-def test_a_lock_that_says_nonsense_is_no_copy(tmp_path: Path) -> None:
-    """What cannot be read of it says nothing about the folder."""
-    with hold(Named(), tmp_path) as folder:
-        said = json.loads((folder / ".lock").read_text("utf-8"))
-        assert said["inode"] == (folder / ".lock").stat().st_ino
-    assert json.loads((folder / ".lock").read_text("utf-8")) == {"inode": said["inode"]}
-    for text in ("", "[1]", "{", '{"inode": 1, "pid": "x", "host": 3}'):
-        (folder / ".lock").write_text(text, "utf-8")
-        with hold(Named(), tmp_path) as again:
-            assert again == folder
+def test_a_name_deep_in_the_base_is_a_value(tmp_path: Path) -> None:
+    """Only the base's own experiment_name may differ; one in a section is a value as any."""
+    first = Named(experiment_name="a", logging={"experiment_name": "one"})
+    with hold(first, tmp_path):
+        pass
+    with hold(Named(experiment_name="b", logging={"experiment_name": "one"}), tmp_path):
+        pass
+    other = Named(experiment_name="a", logging={"experiment_name": "two"})
+    with (
+        pytest.raises(SearchMismatchError, match=r"base\.logging\.experiment_name was"),
+        hold(other, tmp_path),
+    ):
+        pytest.fail("held")
+
+
+def test_an_older_search_over_the_same_base_is_gone_on_with(tmp_path: Path) -> None:
+    """A newer one of that name over another base is neither used nor in the way."""
+    with hold(Named(lr=1), tmp_path) as first:
+        pass
+    with hold(Named(lr=2), tmp_path, new=True) as second:
+        assert second != first
+    with hold(Named(lr=1), tmp_path) as again:
+        assert again == first
+    with (
+        pytest.raises(SearchMismatchError, match=rf"{second.name}: .*lr was 2, is 3"),
+        hold(Named(lr=3), tmp_path),
+    ):
+        pytest.fail("held")
+
+
+def test_nothing_is_left_in_a_folder_of_something_else(tmp_path: Path) -> None:
+    """A folder that is refused is as it was."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
+    with (
+        pytest.raises(SearchMismatchError, match="name an empty folder"),
+        hold(Named(), tmp_path, folder=tmp_path / "mine"),
+    ):
+        pytest.fail("held")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_another_spelling_of_an_entry_point_is_the_same(tmp_path: Path) -> None:
+    """``./train.py`` is ``train.py``; another script, or null, is another base."""
+    with hold(Named(entry_point="train.py"), tmp_path):
+        pass
+    with hold(Named(entry_point="./train.py"), tmp_path):
+        pass
+    for other in ("test.py", None):
+        with (
+            pytest.raises(SearchMismatchError, match=r"base\.entry_point was"),
+            hold(Named(entry_point=other), tmp_path),
+        ):
+            pytest.fail("held")

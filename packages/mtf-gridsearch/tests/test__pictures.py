@@ -24,7 +24,7 @@ def test_what_is_missing_is_said_only_where_something_is() -> None:
         metrics={"loss": loss},
     )
     bad = ExperimentRecord(experiment_name="b", identity="b", parameters={"same": 1})
-    assert missing_note(SearchResults(Path(), (good,)), "loss", 1) == "1 of 1 experiments"
+    assert missing_note(SearchResults(Path(), (good,)), "loss", 1) == "1 of 1 experiment"
     both = SearchResults(Path(), (good, bad))
     assert missing_note(both, "loss", 1) == "1 of 2 experiments; without: 1 missing"
     assert varying(both) == ["x"]

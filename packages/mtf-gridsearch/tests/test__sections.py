@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from mtf_gridsearch._sections import bayesian_search, early_stopping
+from mtf_gridsearch._sections import bayesian_search, early_stopping, rule_to_plain
 from mtf_gridsearch.early_stopping import MedianRule, SuccessiveHalving
 from mtf_gridsearch.errors import GridError
 from mtf_gridsearch.grid import ParameterGrid
@@ -64,3 +64,18 @@ def test_a_bayesian_search_is_made() -> None:
     ):
         with pytest.raises(GridError, match=f"^here: .*{reason}"):
             made(**more)
+
+
+def test_a_rule_is_written_as_it_is_read() -> None:
+    """Both kinds come back equal; a rule of the user's own is not written."""
+
+    class Own(MedianRule):
+        pass
+
+    halving = SuccessiveHalving("loss", "max", min_step=4, factor=2)
+    for rule in (halving, MedianRule("a", "min", min_step=2, min_experiments=3)):
+        plain = rule_to_plain(rule)
+        back = early_stopping(plain, "here")
+        assert type(back) is type(rule)
+        assert vars(back) == vars(rule)
+    assert rule_to_plain(Own("a", "min")) is None

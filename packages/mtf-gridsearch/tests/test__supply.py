@@ -124,3 +124,16 @@ def test_a_rule_learns_from_files_of_what_has_ended(tmp_path: Path) -> None:
     assert reason is None  # among the best 2 of 3
     last = replace(running, experiment_name="last")
     assert supply.observe(last, {"loss": [(1, 0.9)]}) is not None
+
+
+def test_each_run_begins_with_the_rule_as_it_was_given(tmp_path: Path) -> None:
+    """What a rule saw in one search stops nothing in the next."""
+    rule = SuccessiveHalving("loss", "min", min_step=1, factor=2)
+    low, high = ({"loss": [(1, value)]} for value in (0.1, 9.0))
+    for name, curves in (("a", low), ("b", high)):
+        whole = ParameterGridSearch({"experiment_name": name, "n": 0})
+        whole.add_grid(ParameterGrid("g").add_parameter("n", [1]))
+        of = GridSearch(whole, rule=rule)
+        known = records(of, Status.MISSING)
+        (record,) = known.values()
+        assert of.open(tmp_path, known).observe(record, curves) is None

@@ -46,6 +46,7 @@ def space() -> ParameterGrid:
 def search(num_trials: int = 12, grid: Any = None, **options: Any) -> BayesianSearch:
     """Return a search for the least loss."""
     known: dict[str, Any] = {"metric": "loss", "mode": "min", "num_trials": num_trials}
+    known["in_order"] = True
     return BayesianSearch(BASE, grid or space(), **(known | options))
 
 
@@ -170,6 +171,22 @@ def test_without_order_a_place_is_filled_at_once(tmp_path: Path) -> None:
     assert [e.experiment_name[:6] for e in run.take(9)] == ["d_0002"]
     run.finish()
     assert len(run.records) == 6
+
+
+def test_there_is_no_barrier_unless_it_is_asked_for(tmp_path: Path) -> None:
+    """By default the slowest trial of all keeps no other place empty."""
+    what = BayesianSearch(BASE, space(), metric="loss", mode="min", num_trials=12)
+    run = Run(what, tmp_path, {})
+    assert len(run.take(4)) == 4
+    for number in range(4, 12):  # trial 0 never ends meanwhile
+        run.end(1)
+        (taken,) = run.take(9)
+        assert taken.experiment_name.startswith(f"d_{number:04d}__")
+    run.finish()
+    assert len(run.records) == 12
+    assert what.doubts() == ()
+    (said,) = search().doubts()
+    assert "trial n waits for the results of trials 0 to n - 4" in said
 
 
 def test_names_and_identities_follow_from_number_and_parameters(tmp_path: Path) -> None:
@@ -420,6 +437,25 @@ def test_a_pruner_stops_what_is_worse_than_those_before(tmp_path: Path) -> None:
     assert stored(tmp_path)[2].state.name == "PRUNED"
     unknown = ended(search(1).experiment(77, {"lr": 1e-3, "type": "linear"}))
     assert run.supply.observe(unknown, curves(3.0)) is None
+
+
+def test_steps_that_no_database_keeps_are_not_pruned_by(tmp_path: Path) -> None:
+    """A step beyond 32 bits stops neither the trial nor the search, and is told of once."""
+    what = search(2, pruner="median", storage=f"sqlite:///{tmp_path}/study.db")
+    run = Run(what, tmp_path, {})
+    (first,) = run.take(1)
+    folder = tmp_path / first.experiment_name
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text(f'{{"step": {2**31}, "loss": 1}}\n', "utf-8")
+    big = {"loss": [(2**31 - 1, 1.0), (2**31, 1.0), (2**70, 1.0)]}
+    for _ in range(2):
+        assert run.supply.observe(ended(first, Status.RUNNING, None), big) is None
+    run.end()
+    assert [note.partition(" are")[0] for note in run.supply.notes] == [
+        "Reports at steps beyond 2147483647"
+    ]
+    run.finish()
+    assert len(run.records) == 2
 
 
 def test_without_a_pruner_nothing_is_stopped(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 
 import mtf_gridsearch
-from mtf_gridsearch import _study, _yaml
+from mtf_gridsearch import _study, _yaml, search_file
+from mtf_gridsearch.__main__ import main
 from mtf_gridsearch._live import SilentView
 from mtf_gridsearch.bayes import STORAGE_NAME, BayesianSearch
 from mtf_gridsearch.distributions import int_uniform, loguniform, uniform
@@ -92,7 +93,7 @@ grid = (
 )
 search = BayesianSearch(
     {"experiment_name": "d", "lr": 0.1, "depth": 1}, grid, metric="loss", mode="min",
-    num_trials=6, num_parallel=2, sampler={"type": "tpe", "n_startup_trials": 2},
+    num_trials=6, num_parallel=2, in_order=True, sampler={"type": "tpe", "n_startup_trials": 2},
 )
 launcher = LocalLauncher(script, max_running=2, grace_s=5)
 executor = GridSearchExecutor(launcher, folder=folder, view=SilentView())
@@ -113,6 +114,7 @@ def grid() -> ParameterGrid:
 def search(base: Any = None, space: Any = None, **options: Any) -> BayesianSearch:
     """Return a search for the least loss."""
     known: dict[str, Any] = {"metric": "loss", "mode": "min", "num_trials": 6}
+    known["in_order"] = True
     return BayesianSearch(base or BASE, space or grid(), **(known | options))
 
 
@@ -282,9 +284,9 @@ def test_the_definition_is_saved_as_plain_values() -> None:
     text = _yaml.dump(what.to_plain())
     assert "hunter2" not in text
     assert _yaml.parse(text.encode(), "text") == what.to_plain()
-    assert what.to_plain()["kind"] == {
-        "type": "bayesian",
-        "grid": grid().to_plain(),
+    assert what.to_plain()["grids"] == [grid().to_plain()]
+    assert what.to_plain()["bayesian"] == {
+        "num_trials": 6,
         "metric": "loss",
         "mode": "min",
         "at": "best",
@@ -364,6 +366,42 @@ def test_only_what_is_missing_is_started() -> None:
     assert started == set(Status) - ended
     repair = search(only="failed")
     assert {s for s in Status if repair.starts(s)} == {Status.FAILED, Status.TIMEOUT}
+
+
+def test_a_search_with_trials_left_is_not_complete(tmp_path: Path) -> None:
+    """only="failed" chooses none, and the result says how many are not begun."""
+    project = Project(tmp_path)
+    executor = GridSearchExecutor(
+        LocalLauncher(project.script), folder=project.folder, view=SilentView()
+    )
+    assert executor.execute(search(num_trials=1)).is_complete
+    result = executor.execute(search(num_trials=3, only="failed"))
+    assert (result.is_complete, result.num_not_begun) == (False, 2)
+
+
+def test_the_definition_that_is_saved_goes_on(tmp_path: Path) -> None:
+    """It is read as the same search, and the command line goes on with it."""
+    project = Project(tmp_path)
+    project.execute(search(num_trials=2, pruner="median"))
+    path = project.folder / "search_config.yaml"
+    again = search_file.read(path).bayesian_search()
+    assert again.to_plain() == search(num_trials=2, pruner="median").to_plain()
+    assert main(["run", str(path), "--folder", str(project.folder)]) == 0
+    assert len((project.folder / "runs").read_text("utf-8").split()) == 2
+
+
+def test_places_that_stay_empty_are_told_of(tmp_path: Path) -> None:
+    """More places than trials may be open at once are of no use, and a note says so."""
+    notes: list[str] = []
+
+    class Noting(SilentView):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    project = Project(tmp_path)
+    project.execute(search(num_trials=1, num_parallel=2), view=Noting())
+    assert notes[1:] == ["1 of 3 places stay empty: num_parallel is 2"]
+    assert notes[0].startswith("in_order=True: trial n waits")
 
 
 def test_without_optuna_the_extra_is_named() -> None:

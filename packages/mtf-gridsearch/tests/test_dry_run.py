@@ -9,7 +9,7 @@ import pytest
 
 from mtf_gridsearch import _folder
 from mtf_gridsearch._supply import GridSearch
-from mtf_gridsearch.dry_run import DryRun, rehearse
+from mtf_gridsearch.dry_run import DryRun, _experiments, rehearse
 from mtf_gridsearch.errors import SearchMismatchError
 from mtf_gridsearch.grid import ParameterGrid
 from mtf_gridsearch.journal import Journal
@@ -125,7 +125,7 @@ def test_what_has_ended_is_measured(tmp_path: Path) -> None:
     text = str(told)
     assert "goes on" in text
     assert "disk: 2.93 KiB" in text
-    assert "from what 1 experiments of it used" in text
+    assert "from what 1 experiment of it used" in text
     assert "  succeeded: sweep" in text
 
 
@@ -197,3 +197,8 @@ def test_a_search_that_decides_as_it_goes(
     told = tell(tmp_path, later, Telling())
     assert f"{shown} experiments, chosen as it runs" in str(told)
     assert told.estimate.core_hours == (14.0 if total else None)
+
+
+def test_one_experiment_is_no_plural() -> None:
+    """A search of one says so."""
+    assert (_experiments(1), _experiments(2)) == ("1 experiment", "2 experiments")

@@ -34,6 +34,7 @@ from mtf_gridsearch.local.launcher import LocalLauncher
 from mtf_gridsearch.metrics_file import METRICS_NAME, read_curves
 from mtf_gridsearch.naming import NamingStrategy
 from mtf_gridsearch.records import Status
+from mtf_gridsearch.results import SearchResults
 from mtf_gridsearch.search import ParameterGridSearch
 
 WaitFor = Callable[[Callable[[], object]], None]
@@ -679,3 +680,39 @@ def test_equal_configs_are_told_of_before_they_run(place: Place) -> None:
         assert "(n=0) and " in note
         assert "(kind='plain')" in note
     assert result.counts == {Status.SUCCEEDED: 2}
+
+
+def test_a_repair_that_a_kill_left_without_a_note_is_taken_up(place: Place) -> None:
+    """The newest attempt at what had failed counts, in whatever run comes next."""
+    place.run(1, 3, kind="odd_fails")
+    (place.folder / "mended").touch()
+    search = ParameterGridSearch({**BASE, "kind": "odd_fails"}).add_grid(grid(1, 3))
+    LocalLauncher(place.script).submit(search.plan(), folder=place.folder)
+    assert place.run(1, 3, kind="odd_fails").is_complete
+    assert place.runs() == {1: 2, 3: 2}
+
+
+def test_a_launcher_that_cannot_tell_the_latest_job_fails(place: Place) -> None:
+    """What it raises is told as its failure, and nothing is judged without it."""
+
+    class Failing(LocalLauncher):
+        def latest(self, names: Sequence[str], *, folder: Path) -> list[str | None]:
+            msg = f"no answer for {names} in {folder.name}"
+            raise RuntimeError(msg)
+
+    place.run(1, kind="odd_fails")
+    with pytest.raises(LauncherError, match="the launcher fails: no answer for"):
+        place.run(1, kind="odd_fails", launcher=Failing(place.script))
+
+
+def test_results_count_apart_what_the_grid_lost(place: Place) -> None:
+    """The journal says what was dropped, and what came back."""
+    place.run(1, 2, 3)
+    place.run(2)
+    found = SearchResults.read(place.folder)
+    assert (found.counts, found.counts_dropped) == (
+        {Status.SUCCEEDED: 1},
+        {Status.SUCCEEDED: 2},
+    )
+    place.run(1, 2, 3)
+    assert SearchResults.read(place.folder).counts_dropped == {}

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def test_csv_has_a_row_for_every_experiment_and_the_documented_columns(
         "experiment_name": "e0",
         "identity": "i0",
         "status": "succeeded",
+        "is_dropped": "False",
         "attempts": "1",
         "job_id": "e0.1",
         "reason": 'a "reason",\nof two lines',
@@ -138,3 +140,13 @@ def test_without_pyarrow_the_extra_is_named(
     ):
         to_parquet(search(), tmp_path / "p")
     assert to_csv(search(), tmp_path / "c").exists()
+
+
+def test_a_step_beyond_64_bits_is_written_as_text(tmp_path: Path) -> None:
+    """A number that no column of integers holds loses no digit, and stops nothing."""
+    summary = replace(LOSS, last_step=10**20)
+    (record,) = search({"lr": 0.1}).records
+    found = SearchResults(Path("search"), (replace(record, metrics={"loss": summary}),))
+    table = parquet.read_table(to_parquet(found, tmp_path / "r.parquet")).to_pydict()
+    assert table["metric.loss.last_step"] == ["100000000000000000000"]
+    assert table["metric.loss.min_step"] == [1]

@@ -15,6 +15,7 @@ from sklearn.model_selection import ParameterGrid as TheirGrid
 from mtf_gridsearch import _paths
 from mtf_gridsearch.distributions import choice, int_uniform, loguniform, uniform
 from mtf_gridsearch.errors import ExpressionError, GridError
+from mtf_gridsearch.expression import Expression
 from mtf_gridsearch.grid import Combination, ParameterGrid
 from mtf_gridsearch.identity import canonical, identity_of
 
@@ -256,8 +257,32 @@ def test_parameters_tied_too_closely(monkeypatch: pytest.MonkeyPatch) -> None:
     grid = ParameterGrid("g")
     for key in "abc":
         grid.add_parameter(key, list(range(10)))
+    for _ in range(2):
+        with pytest.raises(GridError, match="too many values together: write them over"):
+            len(grid.where("a + b + c == 7"))
+        # Looked for once: what was found holds until the grid changes.
+        monkeypatch.setattr(Expression, "evaluate", None)
+        for ask in (len, list, lambda known: known.sample(1, 0)):
+            with pytest.raises(GridError, match="or include what you want to try"):
+                ask(grid)
+        monkeypatch.undo()
+        monkeypatch.setattr(_paths, "_MAX_STEPS", 100)
+
+
+def test_what_is_tied_too_closely_is_known_before_it_is_computed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A layer with too much to compute is refused before its first constraint."""
+    asked: list[object] = []
+    monkeypatch.setattr(Expression, "evaluate_many", asked.append)
+    monkeypatch.setattr(Expression, "evaluate", asked.append)
+    monkeypatch.setattr(_paths, "_MAX_STEPS", 500)
+    grid = ParameterGrid("g")
+    for key in "abc":
+        grid.add_parameter(key, list(range(10)))
     with pytest.raises(GridError, match="tie too many values together"):
         len(grid.where("a + b + c == 7"))
+    assert asked == []
 
 
 def test_conditions_follow_each_other() -> None:

@@ -136,3 +136,11 @@ def test_too_little_to_tell_is_refused(losses: list[float]) -> None:
     """Shares of no variance would be numbers without meaning."""
     with pytest.raises(ResultsError, match="importance needs three experiments"):
         importance(search(*(({"a": i}, loss) for i, loss in enumerate(losses))), "loss")
+
+
+def test_values_whose_difference_no_float_holds() -> None:
+    """Shares and means of huge numbers are as those of small ones."""
+    rows = [({"a": n % 2}, 1.7e308 if n % 2 else -1.7e308) for n in range(4)]
+    found = importance(search(*rows), "loss")
+    assert found[0].share == 1.0
+    assert {mean for mean, _ in found[0].means.values()} == {1.7e308, -1.7e308}

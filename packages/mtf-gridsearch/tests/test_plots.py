@@ -205,7 +205,7 @@ def test_curves_can_be_drawn_before_anything_has_ended(tmp_path: Path) -> None:
     search = SearchResults(tmp_path, (run(1, Status.RUNNING, None, a=1),))
     found = words(plot_curves(search, "val/loss", "max", tmp_path / "p.svg", num_named=0))
     assert "not ended" in found
-    assert "1 of 1 experiments; 0 without a curve" in found
+    assert "1 of 1 experiment; 0 without a curve" in found
 
 
 @pytest.mark.parametrize(

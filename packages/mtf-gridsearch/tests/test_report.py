@@ -63,6 +63,7 @@ def test_by_hand(
         (1, {}, ValueError, "give at least one metric"),
         (1, {"step": 1}, ValueError, "name none of them"),
         (1, {"split": 1}, ValueError, "name none of them"),
+        (1, {"job": 1}, ValueError, "name none of them"),
         (1, {"a": "0.5"}, TypeError, "metric 'a' is '0.5', not a number"),
         (1, {"a": b"1"}, TypeError, "not a number"),
         (1, {"a": None}, TypeError, "not a number"),

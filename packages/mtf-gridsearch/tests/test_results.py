@@ -4,6 +4,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -307,6 +308,7 @@ def test_the_summary_is_the_documented_one(journaled: Callable[..., Path]) -> No
         "search": folder.name,
         "total": 3,
         "counts": {"missing": 1, "succeeded": 1, "failed": 1},
+        "counts_dropped": {},
         "parameters": ["n"],
         "metrics": ["loss"],
         "statistics": {
@@ -325,6 +327,7 @@ def test_the_summary_is_the_documented_one(journaled: Callable[..., Path]) -> No
         "status": "succeeded",
         "parameters": {"n": 0},
         "job_id": "a.1",
+        "dropped": False,
         "attempts": 1,
         "reason": "",
         "usage": {"wall_s": 61.0, "cpu_s": 2.0, "max_rss_bytes": 3},
@@ -421,3 +424,25 @@ def test_values_are_taken_from_the_side_that_is_good() -> None:
     assert value_of(run, "loss", "max") == 3.0
     assert value_of(run, "loss", "max", "last") == 2.0
     assert value_of(run, "acc") is None
+
+
+def test_sums_that_no_float_holds() -> None:
+    """Losses that exploded and stayed finite have a mean, and the summary is written."""
+    found = results(*(record(name, loss=(1.7e308,)) for name in "abc"))
+    assert found.statistics("loss").mean == 1.7e308
+    assert found.to_plain()["statistics"]["loss"]["mean"] == 1.7e308
+
+
+def test_what_is_no_longer_in_the_grid_is_counted_apart() -> None:
+    """It is in no ranking, mean or count of the grid, and every table says so."""
+    gone = [replace(record(n, loss=(0.1,)), is_dropped=True) for n in "cd"]
+    never = replace(record("e", Status.MISSING), is_dropped=True)
+    found = results(record("a", loss=(0.5,)), record("b", loss=(0.7,)), *gone, never)
+    assert found.counts == {Status.SUCCEEDED: 2}
+    assert found.counts_dropped == {Status.MISSING: 1, Status.SUCCEEDED: 2}
+    assert found.best("loss", "min").experiment_name == "a"
+    assert found.statistics("loss").num_used == 2
+    assert found.left_out("loss") == {"no longer in the grid": 3}
+    assert [e["dropped"] for e in found.to_plain()["experiments"]].count(True) == 3
+    said = "2 experiments: 2 succeeded; no longer in the grid: 1 missing, 2 succeeded"
+    assert said in str(found.table("loss").caption)

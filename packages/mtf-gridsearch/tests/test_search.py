@@ -181,7 +181,7 @@ def test_experiment_of_given_parameters() -> None:
     experiment = search.experiment({"seed": 5})
     assert experiment.config.seed == 5
     assert experiment.experiment_name == f"digits__{identity_of({'seed': 5})}"
-    with pytest.raises(InvalidExperimentsError, match="1 experiments do not fit"):
+    with pytest.raises(InvalidExperimentsError, match="1 experiment does not fit"):
         search.experiment({"model.depth": 0})
     with pytest.raises(GridError, match="no key"):
         search.experiment({"a b": 0})

@@ -67,7 +67,12 @@ def _add_search(command: argparse.ArgumentParser) -> None:
         "--entry-point",
         help="a script, or package.module:function; by default the base's",
     )
-    add("--experiments", type=Path, default=Path("experiments"), help="%(default)s")
+    add(
+        "--experiments",
+        type=Path,
+        default=Path("experiments"),
+        help="where folders of searches lie; by default %(default)s",
+    )
     add("--folder", type=Path, help="of the search, instead of one named by the time")
     add("--new", action="store_true", help="start anew, whatever there is of that name")
     add("--only", choices=["failed"], help="run again what failed or ran out of time")
@@ -149,6 +154,8 @@ def _say(result: GridSearchResult) -> None:
     counts = _counted(result.counts)
     if result.dropped:
         counts += f"; no longer in the grid: {_counted(result.counts_dropped)}"
+    if result.num_not_begun:
+        counts = f"{counts}, {result.num_not_begun} not begun".removeprefix(", ")
     sys.stdout.write(f"{result.folder}: {counts}\n")
 
 

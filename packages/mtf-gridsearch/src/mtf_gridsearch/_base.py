@@ -195,6 +195,7 @@ class _ModelBase(Base):
         except Exception as error:  # noqa: BLE001 - a validator of the user's may raise any
             raise UnfitError([("", f"{type(error).__name__}: {error}")]) from None
         for key, value in parameters.items():
+            faults += _without_effect(result, value, key)
             old, new = (_at(config, key) for config in (self._config, result))
             faults += _fallen_back(old, new, value, key)
         if faults:
@@ -288,6 +289,51 @@ def _fallen_back(old: Any, new: Any, value: Any, key: str) -> Iterator[Fault]:
         elif before != after:
             fate = f"become {shown(after)}"
             yield _left_out(f"{key}.{name}", shown(before), fate)
+
+
+def _without_effect(config: Any, value: Any, key: str) -> Iterator[Fault]:
+    """Yield what is set at *key* and is not in *config*: another member of a union has it."""
+    at, section = "", config
+    for part in key.split("."):
+        at = f"{at}.{part}" if at else part
+        if not _has(section, part):
+            yield at, _in_force(section, at)
+            return
+        section = _get(section, part)
+    yield from _lost_inside(section, value, key)
+
+
+def _lost_inside(result: Any, value: Any, key: str) -> Iterator[Fault]:
+    if isinstance(value, dict):
+        for part, inner in value.items():
+            if _has(result, part):
+                yield from _lost_inside(_get(result, part), inner, f"{key}.{part}")
+            else:
+                yield f"{key}.{part}", _in_force(result, f"{key}.{part}")
+    elif isinstance(value, list) and isinstance(result, list | tuple):
+        # Of another length, a validator made something else of it.
+        for number, inner in enumerate(value if len(value) == len(result) else ()):
+            yield from _lost_inside(result[number], inner, f"{key}.{number}")
+
+
+def _in_force(section: Any, key: str) -> str:
+    place = key.rpartition(".")[0]
+    return (
+        f"it would do nothing, for {place or 'the config'} is a {type(section).__name__} "
+        f"here, which has no such key: set what makes it another in the same experiment, or "
+        f"leave this out there (only_when=)"
+    )
+
+
+def _has(value: Any, part: str) -> bool:
+    """Tell whether *value* keeps *part*; of what is no section nothing is known."""
+    if isinstance(value, BaseModel):
+        return part in type(value).model_fields or part in (value.model_extra or {})
+    if isinstance(value, Mapping):
+        return part in value
+    if dataclasses.is_dataclass(value):
+        return hasattr(value, part)
+    return value is not None
 
 
 class _Leaf:

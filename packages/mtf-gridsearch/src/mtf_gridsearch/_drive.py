@@ -381,6 +381,9 @@ class Drive:
         )
         self._has_ended.clear()
         self._view.update(progress)
+        notes = getattr(self._supply, "notes", [])  # of those that have something to say
+        while notes:
+            self._view.note(notes.pop(0))
 
     def _wait(self, seconds: float) -> None:
         """Wait, but not longer than until an interrupt."""

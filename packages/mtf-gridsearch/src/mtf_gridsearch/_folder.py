@@ -1,18 +1,13 @@
 """The folder of a search: found again by name, made once, held by one executor.
 
-The lock is `flock(2)` on ``.lock``: the kernel frees it when its holder dies, however it
-dies. The file says who holds it, for people, and which file it is: in a folder that was
-copied it is another one, and what ran when it was copied is not run again. Finding and making a folder is done under a
-second lock in the folder of experiments, so that two first runs share one search.
+Finding and making a folder is done under a second lock in the folder of experiments, so that
+two first runs share one search.
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
 import re
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
@@ -21,27 +16,27 @@ from pathlib import Path
 from typing import Any
 
 from mtf_gridsearch import _yaml
+from mtf_gridsearch._lock import LOCK_NAME, locked, refuse_copies, sign
 from mtf_gridsearch._supply import Search
 from mtf_gridsearch.errors import (
     GridError,
-    SearchBusyError,
     SearchFolderError,
     SearchMismatchError,
 )
 from mtf_gridsearch.identity import canonical
-from mtf_gridsearch.journal import read_records
-from mtf_gridsearch.local import _processes
 
-__all__ = ["CONFIG_NAME", "check", "find", "hold", "read_config"]
+__all__ = ["CONFIG_NAME", "check", "choose", "find", "hold", "read_config"]
 
 CONFIG_NAME = "search_config.yaml"
-LOCK_NAME = ".lock"
 FINDING = ".grid_search.lock"  # in the folder of experiments
 
 _STAMPED = re.compile(r"grid_search_(\d{8}T\d{6})")
 _STAMP = "%Y%m%dT%H%M%S"
 _LAST_YEAR = 9998  # that another can follow
 _NUM_SHOWN = 5
+_CHOSEN = "bayesian"
+# A name in a section of the base is a value as any other.
+_MAY_CHANGE = ("base.experiment_name", f"{_CHOSEN}.num_trials")
 
 
 class _Absent(Enum):
@@ -84,9 +79,46 @@ def find(name: str, *, experiments_dir: Path, folder: Path | None) -> Path | Non
     """
     if folder is not None:
         return folder if (folder / CONFIG_NAME).exists() else None
+    return next(_named(name, experiments_dir), None)
+
+
+def _named(name: str, experiments_dir: Path) -> Iterator[Path]:
+    """Yield the folders of searches called *name*, the newest first."""
     for path in _stamped(experiments_dir):
         if (path / CONFIG_NAME).exists() and read_config(path)["name"] == name:
+            yield path
+
+
+def choose(
+    search: Search,
+    *,
+    experiments_dir: Path,
+    folder: Path | None,
+    entry_point: str | None = None,
+) -> Path | None:
+    """Return the folder in which *search* goes on; None if there is none.
+
+    It is *folder*, or the newest of its name that was begun with the same config.
+
+    Raises:
+        SearchMismatchError: If there are such folders, and none was: as of the newest.
+        SearchFolderError: If one cannot be read that may be it.
+    """
+    if folder is not None:
+        found = find(search.name, experiments_dir=experiments_dir, folder=folder)
+        if found is not None:
+            check(found, search, entry_point)
+        return found
+    refused: SearchMismatchError | None = None
+    for path in _named(search.name, experiments_dir):
+        try:
+            check(path, search, entry_point)
+        except SearchMismatchError as error:
+            refused = refused or error
+        else:
             return path
+    if refused is not None:
+        raise refused
     return None
 
 
@@ -109,9 +141,11 @@ def check(folder: Path, search: Search, entry_point: str | None = None) -> None:
         )
         raise SearchMismatchError(folder, reason)
     new = search.to_plain()
+    # What a Bayesian search has chosen follows from all that defines it.
+    is_chosen = _CHOSEN in config and _CHOSEN in new
     changes = [
         change
-        for key in ("base", "kind")
+        for key in ("base", _CHOSEN, *(("grids",) if is_chosen else ()))
         for change in _changes(config.get(key, _ABSENT), new.get(key, _ABSENT), key)
     ]
     if changes:
@@ -161,78 +195,35 @@ def hold(
         SearchFolderError: If it cannot be read, made or locked.
     """
     with ExitStack() as held:
-        finding = nullcontext(0) if folder else _locked(_made(experiments_dir), FINDING)
+        finding = nullcontext(0) if folder else locked(_made(experiments_dir), FINDING)
         with finding:
             path = None
-            if folder is not None or not new:
-                path = find(search.name, experiments_dir=experiments_dir, folder=folder)
-            if path is not None and new:
+            if not new:
+                path = choose(
+                    search,
+                    experiments_dir=experiments_dir,
+                    folder=folder,
+                    entry_point=entry_point,
+                )
+            if new and folder is not None and (folder / CONFIG_NAME).exists():
                 reason = "it holds a search already: a new one needs another folder"
-                raise SearchFolderError(path, reason)
+                raise SearchFolderError(folder, reason)
             is_made = path is None
-            path = path or _made(folder or _next_stamped(experiments_dir))
-            lock = held.enter_context(_locked(path, LOCK_NAME))
+            if path is None:
+                path = _made(folder or _next_stamped(experiments_dir))
+                _refuse_strangers(path)  # before anything is left there
+            lock = held.enter_context(locked(path, LOCK_NAME))
             if is_made:
                 _refuse_strangers(path)
             else:
                 check(path, search, entry_point)
-                _refuse_copies(path, lock)
+                refuse_copies(path, lock)
             _save(search, path, entry_point)
-            _sign(lock, is_held=True)
+            sign(path, lock, is_held=True)
         try:
             yield path
         finally:
-            _sign(lock, is_held=False)
-
-
-def _refuse_copies(folder: Path, lock: int) -> None:
-    """Refuse a copy of a folder in which something ran: it may run there yet."""
-    said = _said(lock)
-    if said.get("inode") in (None, os.fstat(lock).st_ino):
-        return
-    way_out = (
-        f"go on there; if that is gone, delete {folder / LOCK_NAME} and run the command "
-        f"again, which starts anew what had not ended"
-    )
-    pid, began = str(said.get("pid")), said.get("began")
-    is_here = said.get("host") == socket.gethostname() and pid.isdecimal()
-    if is_here and began and _processes.began(pid) == began:
-        reason = f"it is a copy, and process {pid} runs the search that was copied: "
-        raise SearchBusyError(folder, reason + way_out)
-    records = read_records(folder).values()
-    running = [r for r in records if r.job_id is not None and r.ended_at is None]
-    if running:
-        reason = (
-            f"it is a copy, made before {len(running)} of its experiments had ended "
-            f"({running[0].experiment_name} is one), which may run yet where it was copied "
-            f"from: "
-        )
-        raise SearchBusyError(folder, reason + way_out)
-
-
-def _sign(lock: int, *, is_held: bool) -> None:
-    """Say in a lock's file which it is and who holds it; a full disk is no reason to stop."""
-    holder: dict[str, Any] = {"inode": os.fstat(lock).st_ino}
-    if is_held:
-        pid = os.getpid()
-        holder |= {
-            "pid": pid,
-            "began": _processes.began(pid),
-            "host": socket.gethostname(),
-            "since": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-    with suppress(OSError):
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, json.dumps(holder).encode(), 0)
-
-
-def _said(lock: int) -> dict[str, Any]:
-    """Return what a lock's file says; nothing where it cannot be read."""
-    with suppress(OSError, ValueError, RecursionError):
-        said = json.loads(os.pread(lock, 4096, 0))
-        if isinstance(said, dict):
-            return said
-    return {}
+            sign(path, lock, is_held=False)
 
 
 def _save(search: Search, folder: Path, entry_point: str | None) -> None:
@@ -299,41 +290,21 @@ def _next_stamped(experiments_dir: Path) -> Path:
     return experiments_dir / f"grid_search_{stamp.strftime(_STAMP)}"
 
 
-@contextmanager
-def _locked(folder: Path, name: str) -> Iterator[int]:
-    """Hold the lock *name* in *folder*; the short one for finding is waited for."""
-    try:
-        fd = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        reason = f"its {name} cannot be opened: {error.strerror or error}"
-        raise SearchFolderError(folder, reason) from error
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | (fcntl.LOCK_NB if name == LOCK_NAME else 0))
-        except BlockingIOError as error:
-            raise SearchBusyError(folder, _busy(fd)) from error
-        except OSError as error:
-            reason = f"its {name} cannot be locked: {error.strerror or error}"
-            raise SearchFolderError(folder, reason) from error
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def _busy(lock: int) -> str:
-    """Say who holds a lock, as far as the file tells."""
-    said = _said(lock)
-    who = "another process"
-    if {"pid", "host", "since"} <= said.keys():
-        who = f"process {said['pid']} on {said['host']} since {said['since']}"
-    return f"{who} runs it; wait for that, or end it, and run the command again"
-
-
 def _changes(old: Any, new: Any, key: str) -> Iterator[str]:
-    """Yield how two plain values differ; names of experiments do not count."""
+    """Yield how two plain values differ, but for what may change."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for name in sorted({*old, *new} - {"experiment_name"}):
+        for name in sorted({*old, *new}):
+            if f"{key}.{name}" in _MAY_CHANGE:
+                continue
             inner = old.get(name, _ABSENT), new.get(name, _ABSENT)
             yield from _changes(*inner, f"{key}.{name}")
+    elif key == "base.entry_point" and _normal(old) == _normal(new):
+        return
     elif old is not new and (_ABSENT in (old, new) or canonical(old) != canonical(new)):
         yield f"{key} was {old!r}, is {new!r}"
+
+
+def _normal(entry_point: Any) -> Any:
+    """Return one spelling of a path, such as ``train.py`` for ``./train.py``."""
+    is_text = isinstance(entry_point, str) and entry_point
+    return os.path.normpath(entry_point) if is_text else entry_point

@@ -63,6 +63,7 @@ class Paths:
         fragments: By layer and code: what the step adds to the combination.
         start: The first state.
         advance: Given a layer and a state, return the steps from there.
+        weigh: How much work `advance` is for each state of a layer, in steps.
 
     Raises:
         TooManyStepsError: If there are too many different situations.
@@ -73,11 +74,15 @@ class Paths:
         fragments: Sequence[Sequence[Fragment]],
         start: Hashable,
         advance: Callable[[int, Any], Moves],
+        weigh: Callable[[int], int] = lambda _: 1,
     ) -> None:
         self._fragments = fragments
         self._chunks: dict[int, list[Fragment]] = {}
         layers, num_steps = [{start: _Node((), ())}], 0
         for layer in range(len(fragments)):
+            # Known before the work of this layer, which may be the most of all.
+            if num_steps + len(layers[-1]) * weigh(layer) > _MAX_STEPS:
+                raise TooManyStepsError
             following: dict[Hashable, _Node] = {}
             for state, node in layers[-1].items():
                 moves = advance(layer, state)

@@ -59,7 +59,8 @@ def missing_note(results: SearchResults, metric: str, num_used: int) -> str:
     left_out = results.left_out(metric)
     without = ", ".join(f"{count} {why}" for why, count in left_out.items())
     end = f"; without: {without}" if without else ""
-    return f"{num_used} of {len(results.records)} experiments{end}"
+    total = len(results.records)
+    return f"{num_used} of {total} experiment{'s' * (total != 1)}{end}"
 
 
 def save(figure: Figure, path: Path | str) -> Path:

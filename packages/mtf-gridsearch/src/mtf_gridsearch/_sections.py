@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mtf_gridsearch._combined import Grid
     from mtf_gridsearch.bayes import BayesianSearch
 
-__all__ = ["bayesian_search", "early_stopping"]
+__all__ = ["bayesian_search", "early_stopping", "rule_to_plain"]
 
 _RULES: dict[str, Callable[..., EarlyStopping]] = {
     "successive_halving": SuccessiveHalving,
@@ -56,6 +56,15 @@ def early_stopping(values: Any, place: str) -> EarlyStopping | None:
         return _RULES[word](**options)
     except (TypeError, ValueError) as error:
         raise GridError(place, _said(error)) from None
+
+
+def rule_to_plain(rule: EarlyStopping) -> dict[str, Any] | None:
+    """Return what `early_stopping` makes *rule* of; None for a rule of the user's own."""
+    for word, kind in _RULES.items():
+        if type(rule) is kind:
+            options = {option: getattr(rule, option) for option in _OPTIONS[word]}
+            return {"rule": word, **options}
+    return None
 
 
 def bayesian_search(

@@ -40,6 +40,7 @@ def record_object(record: ExperimentRecord, folder: str) -> dict[str, Any]:
         "name": record.experiment_name,
         "identity": record.identity,
         "status": str(record.status),
+        "dropped": record.is_dropped,
         "parameters": record.parameters,
         "job_id": record.job_id and placed_id(record.job_id, folder),
         "attempts": record.attempts,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from mtf_gridsearch import _sections
 from mtf_gridsearch.early_stopping import EarlyStopping
 from mtf_gridsearch.metrics_file import METRICS_NAME, read_curves
 from mtf_gridsearch.records import (
@@ -41,8 +43,9 @@ class Search(Protocol):
     def to_plain(self) -> dict[str, Any]:
         """Return what is saved as ``search_config.yaml``.
 
-        Has *name*. A folder is refused if *base* or *kind* differ; all else may change
-        from run to run.
+        Has *name*, and is what `search_file.read` takes. A folder is refused if *base* or
+        *bayesian* (but for its *num_trials*) differ, or *grids* where that is there; all
+        else may change from run to run.
         """
 
     def plan(
@@ -76,7 +79,7 @@ class GridSearch:
     Args:
         search: With its grids.
         only: ``"failed"`` to start what failed or ran out of time, and nothing else.
-        rule: Ends bad experiments early.
+        rule: Ends bad experiments early; each run uses a copy of it.
     """
 
     def __init__(
@@ -102,8 +105,10 @@ class GridSearch:
         return len(self._search.plan())
 
     def to_plain(self) -> dict[str, Any]:
-        """Return the base config and the grids."""
-        return self._search.to_plain()
+        """Return the base config, the grids, and a rule of this package's."""
+        section = None if self._rule is None else _sections.rule_to_plain(self._rule)
+        rule = {} if section is None else {"early_stopping": section}
+        return {**self._search.to_plain(), **rule}
 
     def plan(
         self, records: Mapping[str, ExperimentRecord]
@@ -144,7 +149,8 @@ class GridSearch:
         # What is no longer in the grid counts if nothing is left to be done of it.
         kept = _FINAL | _FAILED | {Status.PENDING}
         total = sum(n in names or r.status in kept for n, r in records.items())
-        return GridSupply(wanted, total, folder, self._rule)
+        # A copy: what a rule learnt from one search has no say in the next.
+        return GridSupply(wanted, total, folder, copy.deepcopy(self._rule))
 
 
 class GridSupply:

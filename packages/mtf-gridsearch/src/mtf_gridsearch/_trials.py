@@ -44,6 +44,7 @@ STUDY_NAME = "optuna_study.json"  # for a database: which of its studies is ours
 _NUMBER = re.compile(r".*_(\d{4,})__[0-9a-f]{16}")
 _NUM_ASKED = 5
 _NUM_DRAWN = 1000
+_LAST_STEP = 2**31 - 1
 _BROKEN = frozenset({Status.FAILED, Status.TIMEOUT})
 _ENDED = _BROKEN | {Status.SUCCEEDED, Status.STOPPED}
 
@@ -98,6 +99,8 @@ class BayesianSupply:
         self._by_identity: dict[str, int] = {}
         self._outcomes: dict[int, _study.Outcome] = {}
         self._unresolved: set[int] = set()
+        self._has_skipped = False
+        self.notes: list[str] = []  # what the user is to be told, taken by who tells it
         self._handed_out: set[int] = set()  # and not told to have ended
         self._sight: _study.Sight | None = None
         self._judge: _study.Sight | None = None
@@ -160,7 +163,7 @@ class BayesianSupply:
         if self._pruner is None or number is None or number in self._outcomes:
             return None
         curve = curves.get(self._definition.metric, ())
-        points = [(step, value) for step, value in curve if step >= 0]
+        points = self._prunable(curve)
         # A pruner compares with all that is known, whatever the sampler may see.
         self._judge = self._judge or self._new_sight()
         self._judge.update(self._trials, self._outcomes)
@@ -335,15 +338,26 @@ class BayesianSupply:
         if self._pruner is not None:
             path = self._folder / record.experiment_name / METRICS_NAME
             curves = read_curves(path, record.failed_jobs)
-            curve = {n: v for n, v in curves.get(metric, ()) if n >= 0}
+            curve = dict(self._prunable(curves.get(metric, ())))
         is_stopped = record.status is Status.STOPPED
         if is_stopped and not curve:
             summary = record.metrics[metric]
-            curve = {max(0, summary.last_step): summary.last}
+            curve = {min(max(0, summary.last_step), _LAST_STEP): summary.last}
         state = TrialState.PRUNED if is_stopped else TrialState.COMPLETE
         return _study.Outcome(
             state, value_of(record, metric, known.mode, known.at), curve
         )
+
+    def _prunable(self, curve: Curve) -> list[tuple[int, float]]:
+        """Return the points that a pruner is shown: databases keep steps of 32 bits."""
+        points = [(step, value) for step, value in curve if 0 <= step <= _LAST_STEP]
+        if not self._has_skipped and any(step > _LAST_STEP for step, _ in curve):
+            self._has_skipped = True
+            self.notes.append(
+                f"Reports at steps beyond {_LAST_STEP} are not shown to the pruner: count "
+                f"in larger units if it is to see them."
+            )
+        return points
 
     def _check_metric(self, record: ExperimentRecord) -> None:
         """Refuse a metric that is never reported, as soon as that can be seen."""

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import statistics
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from typing import Literal, TypeAlias
 
 from mtf_gridsearch.records import ExperimentRecord, Status
 
-__all__ = ["At", "Mode", "reason_to_leave_out", "value_of"]
+__all__ = [
+    "DROPPED",
+    "At",
+    "Mode",
+    "deviation_of",
+    "mean_of",
+    "reason_to_leave_out",
+    "value_of",
+]
 
 Mode: TypeAlias = Literal["min", "max"]
 """Whether a low or a high value of a metric is good."""
 
 At: TypeAlias = Literal["best", "last"]
 """Which value of a run stands for it: its best over all steps, or the one it ended with."""
+
+DROPPED = "no longer in the grid"
 
 _WITH_RESULT = frozenset({Status.SUCCEEDED, Status.STOPPED})
 
@@ -41,12 +53,32 @@ def value_of(
     return summary.min if mode == "min" else summary.max
 
 
+def mean_of(values: Sequence[float]) -> float:
+    """Return the mean of *values*, also where their sum is too large for a float."""
+    if not all(map(math.isfinite, values)):
+        return sum(values) / len(values)
+    try:
+        return statistics.fmean(values)
+    except OverflowError:
+        return float(sum(map(Fraction, values)) / len(values))
+
+
+def deviation_of(values: Sequence[float]) -> float:
+    """Return the standard deviation of a sample; infinite if no float can hold it."""
+    try:
+        return statistics.stdev(values)
+    except OverflowError:
+        return math.inf
+
+
 def reason_to_leave_out(record: ExperimentRecord, metrics: Iterable[str]) -> str | None:
     """Return why no ranking by *metrics* holds the experiment; None if one does.
 
     A run that ended with a value that is not finite has diverged: no earlier value of it
     stands for it.
     """
+    if record.is_dropped:
+        return DROPPED
     if record.status not in _WITH_RESULT:
         return str(record.status)
     for metric in metrics:

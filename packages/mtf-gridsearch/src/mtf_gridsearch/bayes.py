@@ -6,12 +6,15 @@ Relied on for:
   and whoever is killed. A trial is stored whole before it is handed out, and ended by what
   the journal says: one whose job was lost is handed out again with the same number and
   parameters, and one that runs is never taken for dead, for Optuna is not asked.
-* **The same trials anywhere.** What trial *n* is follows from the definition, its seed and
-  the results of trials 0 to ``n - num_parallel``, which it waits for; those after are
-  shown to the sampler as running (the constant liar) even if they have ended. So it does
-  not matter how many run at once, in which order they end, and where the process was
-  killed. ``in_order=False`` gives that up, and uses each result at once. With a pruner,
-  where a run is stopped depends on time.
+* **No barrier.** The next trial is chosen as soon as a place is free, by the results that
+  are there; trials that run are shown to the sampler as running (the constant liar). At
+  most ``num_parallel`` are open at once. Which parameters trial *n* has depends then on
+  which results were there, so on timing, unless one runs at a time.
+* **The same trials anywhere, with ``in_order=True``.** What trial *n* is follows from the
+  definition, its seed and the results of trials 0 to ``n - num_parallel`` alone, for which
+  it waits; those after are shown as running even if they have ended. So it does not matter
+  how many run at once, in which order they end, and where the process was killed; but a
+  slow trial keeps places empty. With a pruner, where a run is stopped depends on time.
 * **Identity.** A trial is named ``<name>_<number>__<identity>``, and has the identity of
   its parameters. Where parameters repeat those of an earlier trial, it has the identity of
   both the parameters and its number: it is run, for a training repeated is a second
@@ -73,10 +76,10 @@ class BayesianSearch:
         metric: The objective, as experiments report it.
         mode: Whether it is to be ``"min"`` or ``"max"``.
         num_trials: How many to run; may grow when the search is run again.
-        num_parallel: How many may be open at once: trial *n* is chosen by the results of
-            trials 0 to ``n - num_parallel``.
-        in_order: Whether it is chosen by no other results, so that trials are the same
-            wherever they run.
+        num_parallel: How many may be open at once, however many places there are.
+        in_order: Whether trial *n* waits for the results of trials 0 to
+            ``n - num_parallel``, and is chosen by no others, so that trials are the same
+            wherever they run; otherwise by all results that are there.
         at: Whether the ``"best"`` value of a run is its objective or the ``"last"``.
         sampler: ``"tpe"``, ``"gp"``, ``"nsgaii"``, ``"random"``; one with options, as
             ``{"type": "tpe", "multivariate": True}``; or a function of a seed.
@@ -104,7 +107,7 @@ class BayesianSearch:
         mode: Mode,
         num_trials: int,
         num_parallel: int = 4,
-        in_order: bool = True,
+        in_order: bool = False,
         at: At = "best",
         sampler: _samplers.SamplerSpec = "tpe",
         pruner: _samplers.PrunerSpec = None,
@@ -154,23 +157,30 @@ class BayesianSearch:
         return self._whole.base_digest
 
     @property
+    def num_parallel(self) -> int:
+        """How many trials may be open at once."""
+        return self._definition.num_parallel
+
+    @property
     def total(self) -> int:
         """How many trials there will be in all."""
         return self._definition.num_trials
 
     def to_plain(self) -> dict[str, Any]:
-        """Return what is saved as ``search_config.yaml``; *kind* may not change in a folder.
+        """Return what is saved as ``search_config.yaml``, and `search_file.read` takes.
+
+        Nothing of it but ``num_trials`` may change in a folder. A sampler or pruner that
+        is code is named, and must be given again by code.
 
         Raises:
             GridError: If the base config holds what is not plain.
         """
         whole, known = self._whole.to_plain(), self._definition
-        kind = {
-            "type": "bayesian",
-            "grid": known.grid.to_plain(),
+        options = {
             "metric": known.metric,
             "mode": known.mode,
             "at": known.at,
+            "num_trials": known.num_trials,
             "num_parallel": known.num_parallel,
             "in_order": known.in_order,
             "sampler": _samplers.plain_spec(known.sampler),
@@ -179,8 +189,8 @@ class BayesianSearch:
         }
         return {
             "name": self.name,
-            "num_trials": known.num_trials,
-            "kind": kind,
+            "grids": [known.grid.to_plain()],
+            "bayesian": options,
             "base_digest": whole["base_digest"],
             "base": whole["base"],
         }
@@ -209,9 +219,13 @@ class BayesianSearch:
             raise InvalidExperimentsError(first, num_invalid)
         return ()
 
-    def doubts(self) -> tuple[()]:
-        """Return nothing: what is repeated is told by its name."""
-        return ()
+    def doubts(self) -> tuple[str, ...]:
+        """Say where trials wait for others; what is repeated is told by its name."""
+        if not self._definition.in_order:
+            return ()
+        last = f"n - {self.num_parallel}"
+        said = f"in_order=True: trial n waits for the results of trials 0 to {last}, so a"
+        return (f"{said} slow one may keep places empty.",)
 
     def starts(self, status: Status) -> bool:
         """Tell whether a run starts an experiment of *status*, if nothing runs it."""

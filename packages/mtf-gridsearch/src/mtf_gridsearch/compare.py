@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import fmean
 from typing import TYPE_CHECKING
 
 from mtf_gridsearch._tables import (
@@ -19,6 +18,7 @@ from mtf_gridsearch._tables import (
     plain_text,
     value_text,
 )
+from mtf_gridsearch._values import mean_of
 from mtf_gridsearch.errors import ResultsError
 from mtf_gridsearch.records import ExperimentRecord
 from mtf_gridsearch.results import At, Mode, SearchResults
@@ -97,7 +97,7 @@ class Comparison:
     @property
     def mean_difference(self) -> float | None:
         """Right less left, over the pairs with two results; None without one."""
-        return fmean(self.differences) if self.differences else None
+        return mean_of(self.differences) if self.differences else None
 
     def table(self, *, limit: int | None = 20) -> Table:
         """Return a `rich` table of the pairs, the largest difference first.

@@ -90,9 +90,11 @@ class DryRun:
     def __str__(self) -> str:
         made = "would be made" if self.is_new else "goes on"
         total = "an unknown number of" if self.total is None else self.total
-        lines = [f"search {self.name}: {total} experiments, {self.num_to_start} to start"]
+        lines = [
+            f"search {self.name}: {_experiments(total)}, {self.num_to_start} to start"
+        ]
         if not self.experiments:
-            lines[0] = f"search {self.name}: {total} experiments, chosen as it runs"
+            lines[0] = f"search {self.name}: {_experiments(total)}, chosen as it runs"
         lines.append(f"folder {self.folder} ({made})")
         lines += map(_line, self.experiments[:MOST_SHOWN])
         if (more := len(self.experiments) - MOST_SHOWN) > 0:
@@ -103,6 +105,10 @@ class DryRun:
         lines.append(f"disk: {'unknown' if disk is None else _size(disk)}")
         lines.append(f"estimated: {self.estimate.basis}")
         return "\n".join([*lines, "Nothing was started or written."])
+
+
+def _experiments(number: int | str) -> str:
+    return f"{number} experiment{'' if number == 1 else 's'}"
 
 
 def rehearse(
@@ -120,9 +126,12 @@ def rehearse(
     """
     found = None
     if folder is not None or not new:
-        found = _folder.find(search.name, experiments_dir=experiments_dir, folder=folder)
-    if found is not None:
-        _folder.check(found, search, getattr(launcher, "entry_point", None))
+        found = _folder.choose(
+            search,
+            experiments_dir=experiments_dir,
+            folder=folder,
+            entry_point=getattr(launcher, "entry_point", None),
+        )
     records = {} if found is None else read_records(found)
     planned = search.plan(records)
     place = found or folder or experiments_dir / "grid_search_<time>"
@@ -200,7 +209,7 @@ def _estimate(
         return Estimate(
             core_hours=num * fmean(used) / 3600 if used else None,
             disk_bytes=round(num * fmean(sizes)),
-            basis=f"from what {len(ended)} experiments of it used",
+            basis=f"from what {_experiments(len(ended))} of it used",
         )
     limit_s = getattr(launcher, "time_limit_s", None)
     if limit_s is not None:

@@ -26,7 +26,11 @@ Mode = Literal["min", "max"]
 
 
 class EarlyStopping(Protocol):
-    """Decides which running experiments end early. Used by one thread."""
+    """Decides which running experiments end early. Used by one thread.
+
+    Each run of a search uses a deep copy of the rule as it was given, and tells that of all
+    that ended before.
+    """
 
     def observe(self, name: str, curves: Mapping[str, Curve]) -> str | None:
         """Look at the curves of the running experiment *name*; return why to stop it."""

@@ -93,7 +93,7 @@ class InvalidExperimentsError(GridSearchError):
     def __init__(self, problems: Sequence[Problem], num_invalid: int) -> None:
         lines = "\n".join(f"  {problem}" for problem in problems)
         super().__init__(
-            f"{num_invalid} experiments do not fit the base config:\n{lines}"
+            f"{num_invalid} experiment{' does' if num_invalid == 1 else 's do'} not fit the base config:\n{lines}"
         )
         self.problems = tuple(problems)
         self.num_invalid = num_invalid

@@ -67,12 +67,14 @@ class GridSearchResult:
         folder: Of the search; in a dry run, where it would be.
         records: Of every experiment it ever planned, by name; in a dry run, what is known.
         dropped: Names of those that are no longer in the grid.
+        num_not_begun: How many more it is to have, which a Bayesian search has not chosen.
         dry_run: What would be done; None where it was done.
     """
 
     folder: Path
     records: Mapping[str, ExperimentRecord] = field(repr=False)
     dropped: frozenset[str] = field(default=frozenset(), repr=False)
+    num_not_begun: int = 0
     dry_run: DryRun | None = None
 
     @property
@@ -92,7 +94,7 @@ class GridSearchResult:
 
         One that is no longer in the grid need not have run; if it failed, it counts.
         """
-        return all(
+        return not self.num_not_begun and all(
             is_settled(record.status)
             or (name in self.dropped and record.status not in _BROKEN)
             for name, record in self.records.items()
@@ -113,7 +115,7 @@ class GridSearchExecutor:
         experiments_dir: Where folders of searches lie.
         folder: The folder of the search, in place of one with a time in its name.
         new: Start a new search, whatever searches there are of that name.
-        early_stopping: A rule that ends bad experiments early.
+        early_stopping: A rule that ends bad experiments early; each run uses a copy.
         retry: How often an experiment is started again in one run, by how it ended: a
             launcher's word for a job that ended. Words left out stand for 0.
         max_running: How many may run at once, besides what the launcher allows.
@@ -234,9 +236,11 @@ class GridSearchExecutor:
             self.view or make_view() as view,
         ):
             planned = search.plan(journal.records)
-            for doubt in search.doubts():
+            for doubt in (*search.doubts(), *self._empty_places(search, launcher)):
                 view.note(doubt)
             journal.planned(planned)
+            journal.dropped(_dropped(planned, journal.records))
+            _take_up(journal, launcher, folder)
             drive = Drive(
                 folder,
                 journal,
@@ -263,7 +267,12 @@ class GridSearchExecutor:
         if not is_done:
             raise KeyboardInterrupt
         dropped = _dropped(planned, records)
-        return GridSearchResult(folder=folder, records=records, dropped=dropped)
+        return GridSearchResult(
+            folder=folder,
+            records=records,
+            dropped=dropped,
+            num_not_begun=_num_not_begun(search, planned, records),
+        )
 
     def _rehearse(self, search: Search) -> GridSearchResult:
         launcher = self.launcher or _local(search.to_plain())
@@ -280,6 +289,7 @@ class GridSearchExecutor:
             folder=dry_run.folder,
             records=records,
             dropped=_dropped(dry_run.experiments, records),
+            num_not_begun=_num_not_begun(search, dry_run.experiments, records),
             dry_run=dry_run,
         )
 
@@ -297,6 +307,17 @@ class GridSearchExecutor:
             )
             raise LauncherError(msg)
         return launcher
+
+    def _empty_places(self, search: Search, launcher: Launcher) -> Iterator[str]:
+        """Say that a search has less open at once than there are places for."""
+        given = (launcher.max_running, self.settings.max_running)
+        num_places = min((n for n in given if n is not None), default=0)
+        most = getattr(search, "num_parallel", num_places)
+        if most < num_places:
+            yield (
+                f"{num_places - most} of {num_places} places stay empty: num_parallel is "
+                f"{most}"
+            )
 
     def _save(self, experiment: GridExperiment[Any], path: Path) -> None:
         if self.config_manager is not None:
@@ -325,6 +346,36 @@ def _dropped(
     """Return what is recorded and not planned; nothing where nothing is beforehand."""
     names = {experiment.experiment_name for experiment in planned}
     return frozenset(records.keys() - names) if names else frozenset()
+
+
+def _num_not_begun(
+    search: Search,
+    planned: Sequence[object],
+    records: Mapping[str, ExperimentRecord],
+) -> int:
+    """Return how many a search that decides as it goes has yet to choose."""
+    return 0 if planned else max(0, (search.total or 0) - len(records))
+
+
+def _take_up(journal: Journal, launcher: Launcher, folder: Path) -> None:
+    """Note attempts at what had failed that were started and, for a kill, not noted.
+
+    Raises:
+        LauncherError: If the launcher fails.
+        SearchFolderError: If the journal cannot be written.
+    """
+    broken = {n: r.job_id for n, r in journal.records.items() if r.status in _BROKEN}
+    latest = getattr(launcher, "latest", None)
+    if latest is None or not broken:
+        return
+    try:
+        found = list(latest(list(broken), folder=folder))
+    except Exception as error:
+        msg = f"the launcher fails: {error}; repair that and run the command again"
+        raise LauncherError(msg) from error
+    pairs = zip(broken, found, strict=True)
+    if newer := {name: job for name, job in pairs if job and job != broken[name]}:
+        journal.submitted(newer)
 
 
 def _say_what_failed(view: SilentView, records: Mapping[str, ExperimentRecord]) -> None:

@@ -1,14 +1,15 @@
 """Results as files for other programs: CSV, and Parquet by way of pyarrow.
 
 One row an experiment, whatever its status, in planned order. Columns, in order:
-``experiment_name``, ``identity``, ``status``, ``attempts``, ``job_id``, ``reason``,
+``experiment_name``, ``identity``, ``status``, ``is_dropped`` (no longer in the grid), ``attempts``,
+``job_id``, ``reason``,
 ``started_at``, ``ended_at`` (seconds since 1970), ``wall_s``, ``cpu_s``, ``max_rss_bytes``,
 ``param.<key>`` for each parameter and, for each metric, ``metric.<name>.last``,
 ``.last_step``, ``.min``, ``.min_step``, ``.max``, ``.max_step``. What is not known is empty.
 
 In CSV a parameter that is a string stands as it is, any other value as JSON. In Parquet a
 parameter's column is of booleans, integers, floats or strings where all its values are;
-otherwise it holds JSON.
+otherwise it holds JSON. A column of integers of which one has more than 64 bits is of strings.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ _RECORD = {
     "experiment_name": "string",
     "identity": "string",
     "status": "string",
+    "is_dropped": "bool_",
     "attempts": "int64",
     "job_id": "string",
     "reason": "string",
@@ -84,6 +86,9 @@ def to_parquet(results: SearchResults, path: Path | str) -> Path:
     arrays = {}
     for name, known_type, cells in _columns(results):
         arrow_type, column = (known_type, cells) if known_type else _typed(cells)
+        if known_type == "int64" and not all(c is None or c in _INT64 for c in cells):
+            arrow_type = "string"
+            column = [None if cell is None else str(cell) for cell in cells]
         arrays[name] = pa.array(column, type=getattr(pa, arrow_type)())
     target = Path(path)
     aside = target.with_name(f".{secrets.token_hex(8)}.tmp")

@@ -65,6 +65,7 @@ class ParameterGrid(Grid):
         self._excluded: list[Combination] = []
         self._included: dict[str, Combination] = {}
         self._built: tuple[Paths, list[Combination]] | None = None
+        self._refusal = ""  # why it cannot be built; found once
 
     @property
     def name(self) -> str:
@@ -151,7 +152,7 @@ class ParameterGrid(Grid):
         if not expression.names:
             raise GridError(self._name, f"{constraint!r} names no parameter")
         self._constraints.append(expression)
-        self._built = None
+        self._built, self._refusal = None, ""
         return self
 
     def exclude(self, combination: Mapping[str, Any]) -> Self:
@@ -163,7 +164,7 @@ class ParameterGrid(Grid):
         values = self._combination(combination, "exclude")
         exclusion_of(self._axes, values, self._name)
         self._excluded.append(values)
-        self._built = None
+        self._built, self._refusal = None, ""
         return self
 
     def include(self, *combinations: Mapping[str, Any]) -> Self:
@@ -184,7 +185,7 @@ class ParameterGrid(Grid):
                 raise GridError(self._name, f"{shown(values)} is included twice")
             added[identity] = values
         self._included = added
-        self._built = None
+        self._built, self._refusal = None, ""
         return self
 
     def draw(self, choose: Choose) -> Combination | None:
@@ -284,6 +285,8 @@ class ParameterGrid(Grid):
         yield from map(dict, added)
 
     def _build(self) -> tuple[Paths, list[Combination]]:
+        if self._built is None and self._refusal:  # which took long to find
+            raise GridError(self._name, self._refusal)
         if self._built is None:
             exclusions = [
                 exclusion_of(self._axes, each, self._name) for each in self._excluded
@@ -291,9 +294,12 @@ class ParameterGrid(Grid):
             try:
                 paths = count_paths(self._axes, self._constraints, exclusions)
             except TooManyStepsError:
-                message = "its conditions and constraints tie too many values together"
-                advice = "put tied parameters beside each other, or use sample"
-                raise GridError(self._name, f"{message}: {advice}") from None
+                self._refusal = (
+                    "its conditions and constraints tie too many values together: write "
+                    "them over fewer parameters, add parameters that are tied next to each "
+                    "other, or include what you want to try"
+                )
+                raise GridError(self._name, self._refusal) from None
             added = [
                 each
                 for each in self._included.values()
@@ -310,7 +316,7 @@ class ParameterGrid(Grid):
         if len(self._axes) + len(axes) > _MAX_AXES:
             raise GridError(self._name, f"has more than {_MAX_AXES} parameters")
         self._axes += axes
-        self._built = None
+        self._built, self._refusal = None, ""
         return self
 
     def _axis(

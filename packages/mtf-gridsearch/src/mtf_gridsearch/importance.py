@@ -26,6 +26,7 @@ from statistics import fmean
 from typing import Any
 
 from mtf_gridsearch._groups import ABSENT, grouped
+from mtf_gridsearch._values import mean_of
 from mtf_gridsearch.errors import ResultsError
 from mtf_gridsearch.results import At, Mode, SearchResults
 
@@ -108,7 +109,10 @@ def _importance(
     # Numbers of a common size: squares of 1e200 would overflow, of 1e-200 vanish.
     low = min(values)
     scale = max(values) - low or 1.0
-    scaled = [(value - low) / scale for value in values]
+    if math.isinf(scale):
+        scaled = [(value / 4 - low / 4) / (max(values) / 4 - low / 4) for value in values]
+    else:
+        scaled = [(value - low) / scale for value in values]
     mean = fmean(scaled)
     total = sum((value - mean) ** 2 for value in scaled)
     within = 0.0
@@ -116,7 +120,7 @@ def _importance(
     for label, members in groups:
         group_mean = fmean(scaled[i] for i in members)
         within += sum((scaled[i] - group_mean) ** 2 for i in members)
-        means[label] = (fmean(values[i] for i in members), len(members))
+        means[label] = (mean_of([values[i] for i in members]), len(members))
     free = len(values) - len(groups)
     share = None
     if free and len(groups) > 1:

@@ -8,6 +8,7 @@ on disk before the executor goes on:
 * ``stopping``: *name*, *reason*: a rule decided, the job is about to be cancelled
 * ``ended``: *name*, *job_id*, *status*, *reason*, *usage*, and *metrics*, which holds
   ``[last, last_step, min, min_step, max, max_step]`` by name
+* ``dropped``: *name*: it is no longer in the grid; ``restored``: *name*: it is again
 
 each with *event* first and *at*, seconds since 1970, for people alone. A *job_id* that is a
 path within the folder is written from there, ``./<experiment>/<job>``, so that the folder
@@ -61,6 +62,7 @@ class _Entry:
     ended_at: float | None = None
     is_stopping: bool = False
     failed_jobs: tuple[str, ...] = ()
+    is_dropped: bool = False
 
     def submitted(self, job_id: str, at: float) -> None:
         """Begin an attempt; the same job once more is the same attempt."""
@@ -87,6 +89,7 @@ class _Entry:
             started_at=self.started_at,
             ended_at=self.ended_at,
             failed_jobs=self.failed_jobs,
+            is_dropped=self.is_dropped,
         )
 
 
@@ -144,6 +147,8 @@ def _fold(entries: _Entries, line: Mapping[str, Any], folder: str) -> None:
         entry.reason, entry.ended_at, entry.is_stopping = line["reason"], at, False
         entry.metrics = {name: _summary(v) for name, v in line["metrics"].items()}
         entry.usage = Usage(**line["usage"])
+    elif event in ("dropped", "restored"):
+        entry.is_dropped = event == "dropped"
     else:
         msg = f"unknown event {event!r}"
         raise ValueError(msg)
@@ -239,6 +244,18 @@ class Journal:
             }
             for experiment in experiments
             if experiment.experiment_name not in self._entries
+        )
+
+    def dropped(self, names: frozenset[str]) -> None:
+        """Note that *names*, and no others, are no longer in the grid.
+
+        Raises:
+            SearchFolderError: If it cannot be written.
+        """
+        self._write(
+            _head("dropped" if name in names else "restored", name)
+            for name, entry in self._entries.items()
+            if entry.is_dropped != (name in names)
         )
 
     def submitted(self, job_ids: Mapping[str, str]) -> None:

@@ -128,13 +128,14 @@ class ExperimentNaming:
 
         Args:
             name: As `generate_name` gave it.
-            keys: All keys of the search, for names of the strategy SHORT.
+            keys: All keys of the search, for names of the strategy SHORT; may be more than
+                when *name* was given, as long as they leave no doubt.
             index: What the names of a search stand for; asked first. Needed for all but
                 readable names: see `ParameterGridSearch.parse_experiment_name`.
 
         Raises:
-            NamingError: If *name* is none that `generate_name` gives, or its parameters
-                stand in the index of its search alone.
+            NamingError: If *name* is none that `generate_name` gives, its parameters stand
+                in the index of its search alone, or a key in it may be any of several.
 
         >>> ExperimentNaming.parse_experiment_name("digits__lr-0.001__seed-1").parameters
         {'lr': 0.001, 'seed': 1}
@@ -150,16 +151,17 @@ class ExperimentNaming:
             )
             message = f"{name}: {message}"
             raise NamingError(message)
-        short = abbreviations(keys)
-        whole = {abbreviation: key for key, abbreviation in short.items()}
+        keys = tuple(keys)
+        short, owners = abbreviations(keys), _owners(keys)
         try:
             keys_read = [check_key(_unescaped(key), name) for key, _, _ in pairs]
             parsed = [_value(_unescaped(text)) for _, _, text in pairs]
             base = _unescaped(base)
         except (ValueError, GridError):
             keys_read, parsed = [], []
-        found = zip(keys_read, parsed, strict=True)
-        values = {whole.get(key, key): value for key, value in found}
+        if owners:
+            keys_read = [_owner(key, owners, name) for key in keys_read]
+        values = dict(zip(keys_read, parsed, strict=True))
         # Two spellings would be two names of one experiment: only ours is taken.
         if name not in (_readable(base, values, {}), _readable(base, values, short)):
             message = f"{name}: is no name of this form, or was changed by hand"
@@ -191,15 +193,33 @@ def abbreviations(keys: Iterable[str]) -> dict[str, str]:
     >>> abbreviations(["model.hidden_size", "optimizer.lr", "scheduler.lr"])
     {'model.hidden_size': 'hs', 'optimizer.lr': 'o.lr', 'scheduler.lr': 's.lr'}
     """
-    candidates = {key: _candidates(key) for key in sorted(keys)}
-    claims: dict[str, set[str]] = {}
-    for key, texts in candidates.items():
-        for text in texts:
-            claims.setdefault(text, set()).add(key)
+    keys = sorted(keys)
+    owners = _owners(keys)
     return {
-        key: next((text for text in texts if len(claims[text]) == 1), key)
-        for key, texts in candidates.items()
+        key: next((text for text in _candidates(key) if len(owners[text]) == 1), key)
+        for key in keys
     }
+
+
+def _owners(keys: Iterable[str]) -> dict[str, set[str]]:
+    """Return the keys that each short form may stand for, among these keys or fewer."""
+    owners: dict[str, set[str]] = {}
+    for key in keys:
+        for text in _candidates(key):
+            owners.setdefault(text, set()).add(key)
+    return owners
+
+
+def _owner(text: str, owners: Mapping[str, set[str]], name: str) -> str:
+    """Return the key that *text* stands for; what it stood for in fewer keys may differ."""
+    found = sorted(owners.get(text, ()))
+    if len(found) != 1:
+        which = f"may be {' or '.join(found)}" if found else "is no key of the search"
+        message = (
+            f"{name}: {text!r} {which}; ask parse_experiment_name of the search itself"
+        )
+        raise NamingError(message)
+    return found[0]
 
 
 def _candidates(key: str) -> list[str]:

@@ -240,6 +240,6 @@ def plot_curves(
     axes.set_ylabel(axis_label(metric))
     axes.grid(color="0.9", linewidth=0.6)
     total, missing = len(results.records), len(results.records) - len(drawn)
-    note = f"{len(drawn)} of {total} experiments; {missing} without a curve"
+    note = f"{len(drawn)} of {total} experiment{'s' * (total != 1)}; {missing} without a curve"
     finish(figure, results, f"{safe_text(metric, 60)} over steps", note)
     return save(figure, path)

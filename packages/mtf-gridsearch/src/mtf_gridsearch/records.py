@@ -104,6 +104,7 @@ class ExperimentRecord:
             ended: seconds since 1970.
         failed_jobs: Of earlier attempts, those that failed of themselves: the next began
             anew, and what they reported counts no more.
+        is_dropped: Whether it was no longer in the grid when the search was last run.
     """
 
     experiment_name: str
@@ -118,6 +119,7 @@ class ExperimentRecord:
     started_at: float | None = None
     ended_at: float | None = None
     failed_jobs: tuple[str, ...] = ()
+    is_dropped: bool = False
 
 
 class Supply(Protocol):

@@ -18,7 +18,7 @@ from typing import Any, SupportsFloat, SupportsIndex
 __all__ = ["METRICS_NAME", "report"]
 
 METRICS_NAME = "metrics.jsonl"
-_RESERVED = ("step", "split")
+_RESERVED = ("step", "split", "job")
 
 
 def report(step: SupportsIndex, /, **metrics: SupportsFloat) -> None:

@@ -2,7 +2,7 @@
 
 Rows are the records of the journal, in the order in which they were planned; for an
 experiment that still runs, the metrics that it has reported so far are read as well. Only
-experiments that succeeded, or that a rule stopped early, take part in a ranking or a mean,
+experiments of the grid that succeeded, or that a rule stopped early, take part in a ranking or a mean,
 and whatever leaves some out says how many and why. Writes nothing but
 ``results_summary.json``, knows nothing of launchers, and may be used while a search runs.
 
@@ -10,12 +10,13 @@ and whatever leaves some out says how many and why. Writes nothing but
 
 * ``format``: 1
 * ``search``: the name of the folder
-* ``total``: how many experiments there are; ``counts``: how many have each status
+* ``total``: how many experiments there are; ``counts``: how many of the grid have each
+  status; ``counts_dropped``: the same of those that are no longer in the grid
 * ``parameters``, ``metrics``: the names that occur, in the order of first appearance
 * ``statistics``: by metric, ``mean``, ``std`` (None below two values), ``num_used``,
   ``num_stopped`` and ``left_out`` of the last values; ``left_out`` counts by reason
 * ``experiments``: in planned order, objects of ``name``, ``identity``, ``status`` (a word of
-  `Status`), ``parameters`` (by dotted key), ``job_id`` (a path in the folder begins with
+  `Status`), ``dropped`` (true: no longer in the grid), ``parameters`` (by dotted key), ``job_id`` (a path in the folder begins with
   ``./``), ``attempts``, ``reason``,
   ``started_at``, ``ended_at`` (seconds since 1970), ``usage`` (``wall_s``, ``cpu_s``,
   ``max_rss_bytes``) and ``metrics``: by name, ``last``, ``last_step``, ``min``,
@@ -29,7 +30,6 @@ from __future__ import annotations
 
 import difflib
 import operator
-import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -41,7 +41,15 @@ from mtf_gridsearch import _yaml, metrics_file
 from mtf_gridsearch._groups import ABSENT, value_key
 from mtf_gridsearch._summary import plain_json, record_object, to_json
 from mtf_gridsearch._tables import add_experiments, checked_limit, new_table, value_text
-from mtf_gridsearch._values import At, Mode, reason_to_leave_out, value_of
+from mtf_gridsearch._values import (
+    DROPPED,
+    At,
+    Mode,
+    deviation_of,
+    mean_of,
+    reason_to_leave_out,
+    value_of,
+)
 from mtf_gridsearch.errors import ResultsError, SearchFolderError
 from mtf_gridsearch.journal import JOURNAL_NAME, read_records
 from mtf_gridsearch.records import ExperimentRecord, Status
@@ -121,8 +129,17 @@ class SearchResults:
 
     @cached_property
     def counts(self) -> dict[Status, int]:
-        """How many experiments have each status that occurs, in the order of `Status`."""
-        found = Counter(record.status for record in self.records)
+        """How many experiments of the grid have each status that occurs, in its order."""
+        return self._counts(is_dropped=False)
+
+    @cached_property
+    def counts_dropped(self) -> dict[Status, int]:
+        """The same of those that were no longer in the grid when it was last run."""
+        return self._counts(is_dropped=True)
+
+    def _counts(self, *, is_dropped: bool) -> dict[Status, int]:
+        records = self.records
+        found = Counter(r.status for r in records if r.is_dropped is is_dropped)
         return {status: found[status] for status in Status if found[status]}
 
     @cached_property
@@ -175,7 +192,8 @@ class SearchResults:
     def left_out(self, *metrics: str) -> dict[str, int]:
         """Count the experiments that no ranking by *metrics* holds, by reason.
 
-        The reasons are the statuses without a result, ``not reported`` and
+        The reasons are ``no longer in the grid``, the statuses without a result, ``not
+        reported`` and
         ``not a number`` or ``infinite``: it ended so, or never was anything else.
         """
         reasons = (reason_to_leave_out(record, metrics) for record in self.records)
@@ -302,6 +320,7 @@ class SearchResults:
             "search": self.name,
             "total": len(self.records),
             "counts": {str(status): count for status, count in self.counts.items()},
+            "counts_dropped": {str(s): count for s, count in self.counts_dropped.items()},
             "parameters": list(self.parameters),
             "metrics": list(self.metrics),
             "statistics": {
@@ -326,7 +345,12 @@ class SearchResults:
 
     def _counted(self) -> str:
         counted = ", ".join(f"{n} {status}" for status, n in self.counts.items())
-        return f"{len(self.records)} experiments: {counted or 'none planned'}"
+        dropped = ", ".join(f"{n} {status}" for status, n in self.counts_dropped.items())
+        total = sum(self.counts.values())
+        return (
+            f"{total} experiment{'s' * (total != 1)}: {counted or 'none planned'}"
+            + f"; {DROPPED}: {dropped}" * bool(dropped)
+        )
 
     def _not_shown(
         self, metric: str | None, num_shown: int, num_metrics: int
@@ -359,8 +383,8 @@ class SearchResults:
                 num_stopped += record.status is Status.STOPPED
         return Statistics(
             metric=metric,
-            mean=statistics.fmean(values) if values else None,
-            std=statistics.stdev(values) if len(values) > 1 else None,
+            mean=mean_of(values) if values else None,
+            std=deviation_of(values) if len(values) > 1 else None,
             num_used=len(values),
             num_stopped=num_stopped,
             left_out=dict(sorted(left_out.items())),

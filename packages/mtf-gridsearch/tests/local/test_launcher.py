@@ -881,3 +881,14 @@ def test_tells_what_it_would_run(place: Place) -> None:
     assert command[-1] == str(place.folder / "new" / "config.yaml")
     assert launcher.time_limit_s == 5.0
     assert not (place.folder / "new").exists()
+
+
+def test_tells_the_last_job_of_an_experiment(place: Place) -> None:
+    """Of one that was run twice the second; of what was never run, or is unread, none."""
+    launcher = place.launcher("raise SystemExit(1)")
+    for _ in range(2):
+        job_id = place.submit(launcher)
+        place.until(launcher, job_id, JobState.FAILED)
+    assert launcher.latest(["a", "b"], folder=place.folder) == [job_id, None]
+    Path(f"{job_id}.job").write_bytes(b"")
+    assert launcher.latest(["a"], folder=place.folder) == [None]

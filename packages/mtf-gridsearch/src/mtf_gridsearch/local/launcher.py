@@ -174,6 +174,17 @@ class LocalLauncher:
         attempt = Attempt.of(job_id)
         return Outcome("", Usage()) if attempt is None else attempt.outcome()
 
+    def latest(self, names: Sequence[str], *, folder: Path) -> list[str | None]:
+        """Return the last job of each experiment in *folder*; None where none is known."""
+        jobs: list[str | None] = []
+        for name in names:
+            attempt = None
+            with suppress(OSError):
+                attempt = newest(Path(os.path.abspath(folder)) / name)  # noqa: PTH100 -- as in submit
+            is_known = attempt is not None and attempt.state() is not JobState.UNKNOWN
+            jobs.append(attempt.job_id if attempt is not None and is_known else None)
+        return jobs
+
     def _places(self, folder: Path) -> list[str]:
         """Return what a runner is told about places, of which it takes one."""
         locks = _device_locks() if self._devices else folder / ".places"
