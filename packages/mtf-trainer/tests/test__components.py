@@ -201,6 +201,7 @@ def test_the_model_is_drawn_from_the_seed(
         ),
         ({"training": {"max_grad_norm": -1}}, "max_grad_norm must be above 0"),
         ({"checkpoint": {"keep_lastn": 3}}, "checkpoint.keep_lastn .*mean keep_last_n"),
+        ({"run_dir": "a\0b"}, r"run_dir must have no NUL character, as 'a\\x00b' has"),
         ({"guard": {"explosion_factor": 0.5}}, "explosion_factor must be above 1"),
         ({"optimizer": {"lr": 1.0}}, "optimizer.type is missing; there are: lr"),
         ({"optimizer": {"typ": "sgd"}}, "optimizer.type is missing; did you mean typ"),
@@ -256,16 +257,72 @@ def test_a_key_that_a_component_does_not_take_is_told(
         components_from_config(config, registry)
 
 
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [("batchsize", "batch_size"), ("shufle", "shuffle"), ("val_splits", "val_split")],
+)
 def test_keys_of_the_loader_are_told_with_those_of_the_data(
-    registry: Registry, config: dict[str, Any]
+    registry: Registry, config: dict[str, Any], key: str, nearest: str
 ) -> None:
-    """A slip in a loader's key names the loader's keys as well."""
-    config["data"]["batchsize"] = 3
+    """A slip in a key of the loader's names the nearest of these too."""
+    config["data"][key] = 3
 
-    with pytest.raises(TypeError) as caught:
+    told = f"^data: dataset 'points' takes no '{key}'; did you mean .*{nearest}"
+    with pytest.raises(TypeError, match=told):
         components_from_config(config, registry)
 
-    assert "data also takes batch_size, num_workers" in caught.value.__notes__[-1]
+
+@pytest.mark.parametrize(
+    ("change", "kind", "told"),
+    [
+        ({"model": {"type": "bad"}}, RegistryError, "^model: KeyError: 'mine'$"),
+        (
+            {"model": {"type": "mlp", "in_features": 4, "num_classes": -1}},
+            RegistryError,
+            "^model: RuntimeError: ",
+        ),
+        ({"optimizer": {"type": "sgd", "lr": -1.0}}, ValueError, "^optimizer: Invalid"),
+        ({"model": {"type": "mlp"}}, TypeError, "^model: model 'mlp': missing"),
+        (
+            {
+                "scheduler": {
+                    "type": "chainedscheduler",
+                    "schedulers": [{"type": "linearlr", "start_factor": 9}],
+                }
+            },
+            ValueError,
+            r"^scheduler\.schedulers\.0: ",
+        ),
+        (
+            {"data": {"dataset_name": "points", "num": -1}},
+            RegistryError,
+            "^data: RuntimeError: ",
+        ),
+        (
+            {"data": {"dataset_name": "points", "batch_size": -1}},
+            ValueError,
+            "^data: batch_size",
+        ),
+    ],
+)
+def test_what_a_component_raises_names_its_section(
+    registry: Registry,
+    config: dict[str, Any],
+    change: dict[str, Any],
+    kind: type[Exception],
+    told: str,
+) -> None:
+    """A wrong type or value stays one; the error itself is the cause."""
+
+    @registry.register("model", "bad")
+    def bad() -> torch.nn.Module:
+        message = "mine"
+        raise KeyError(message)
+
+    with pytest.raises(kind, match=told) as caught:
+        components_from_config({**config, **change}, registry)
+
+    assert caught.value.__cause__ is not None
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import (
 )
 from torch.utils.data import DataLoader, IterableDataset
 
-from mtf_trainer._registry import Kind, Registry, did_you_mean, import_listed
+from mtf_trainer._registry import Kind, Registry, check_names, did_you_mean, import_listed
 from mtf_trainer.config import (
     CheckpointSettings,
     GenericTrainerConfig,
@@ -54,6 +54,8 @@ _LOADER: Mapping[str, type[Any]] = {
     "drop_last": bool,
     "shuffle": bool,
 }
+_SPLITS = ("train_split", "val_split")
+_DATA = (*_LOADER, *_SPLITS)
 _ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "gelu": nn.GELU,
@@ -94,20 +96,30 @@ def components_from_config(
     for module in listed:
         import_listed(module)
 
-    def build(kind: Kind, name: object, *args: object, **kwargs: Any) -> Any:
-        return registry.build(
-            kind, cast(str, name), *args, allowed_modules=listed, **kwargs
-        )
+    def build(
+        place: str, kind: Kind, name: object, /, *args: object, **kwargs: Any
+    ) -> Any:
+        with _of(place):
+            return registry.build(
+                kind, cast(str, name), *args, allowed_modules=listed, **kwargs
+            )
+
+    def check(name: object, given: Mapping[str, Any]) -> None:
+        with _of("data"):
+            dataset = registry.find("dataset", name, allowed_modules=listed)
+            check_names(dataset, f"dataset {name!r}", given, also=_DATA)
 
     settings, max_epochs = _trainer_config(config)
     with _seeded(settings.seed):
-        train_loader, val_loader = _loaders(_section(config, "data"), build)
+        train_loader, val_loader = _loaders(_section(config, "data"), check, build)
         model = _component(config, "model", build)
         optimizer = _component(config, "optimizer", build, model.parameters())
         scheduler = None
         if config.get("scheduler") is not None:
             section = _section(config, "scheduler")
-            scheduler = _scheduler("scheduler", section, registry, listed, optimizer)
+            scheduler = _scheduler(
+                "scheduler", section, registry, listed, build, optimizer
+            )
     return Components(
         config=settings,
         model=model,
@@ -196,7 +208,9 @@ def _trainer_config(config: Mapping[str, Any]) -> tuple[GenericTrainerConfig, in
 
 
 def _loaders(
-    section: Mapping[str, Any], build: Callable[..., Any]
+    section: Mapping[str, Any],
+    check: Callable[[object, Mapping[str, Any]], None],
+    build: Callable[..., Any],
 ) -> tuple[DataLoader[Any], DataLoader[Any] | None]:
     """Return the loaders for training and validation."""
     rest = dict(section)
@@ -206,19 +220,14 @@ def _loaders(
         if type(value) is not _LOADER[key]:
             message = f"data.{key} must be a {_LOADER[key].__name__}, not {value!r}"
             raise TypeError(message)
-    splits = {key: rest.pop(key) for key in ("train_split", "val_split") if key in rest}
+    splits = {key: rest.pop(key) for key in _SPLITS if key in rest}
+    check(name, rest)
     val_split = splits.get("val_split")
     if splits:
         rest["split"] = splits.get("train_split", "train")
-    try:
-        train = build("dataset", name, **rest)
-        if val_split is not None:
-            val = build("dataset", name, **{**rest, "split": val_split})
-    except TypeError as error:
-        error.add_note(
-            f"data also takes {', '.join([*_LOADER, 'train_split'])}, val_split"
-        )
-        raise
+    train = build("data", "dataset", name, **rest)
+    if val_split is not None:
+        val = build("data", "dataset", name, **{**rest, "split": val_split})
     train_loader = _loader(train, {"shuffle": not _is_stream(train), **options})
     if val_split is None:
         return train_loader, None
@@ -227,7 +236,8 @@ def _loaders(
 
 def _loader(dataset: Any, options: Mapping[str, Any]) -> DataLoader[Any]:
     collate = getattr(dataset, "collate_fn", None)
-    return DataLoader(dataset, collate_fn=collate, **options)
+    with _of("data"):
+        return DataLoader(dataset, collate_fn=collate, **options)
 
 
 def _is_stream(dataset: object) -> bool:
@@ -241,7 +251,7 @@ def _component(
     name = _take(rest, kind, "type")
     if kind == "optimizer":
         _check_numbers(kind, rest)
-    return build(kind, name, *args, **rest)
+    return build(kind, kind, name, *args, **rest)
 
 
 def _scheduler(
@@ -249,6 +259,7 @@ def _scheduler(
     section: Mapping[str, Any],
     registry: Registry,
     listed: Sequence[str],
+    build: Callable[..., Any],
     optimizer: Optimizer,
 ) -> Any:
     """Return the scheduler of *section*; one made of others has theirs in a list."""
@@ -271,7 +282,7 @@ def _scheduler(
             )
             raise TypeError(message)
         made = [
-            _scheduler(f"{key}.{index}", each, registry, listed, optimizer)
+            _scheduler(f"{key}.{index}", each, registry, listed, build, optimizer)
             for index, each in enumerate(inner)
         ]
         if component is SequentialLR and any(isinstance(m, _OF_SCHEDULERS) for m in made):
@@ -282,7 +293,7 @@ def _scheduler(
         args, rest = (), {"optimizer": optimizer, "schedulers": made, **rest}
     else:
         _check_numbers(place, rest)
-    return registry.build("scheduler", name, *args, allowed_modules=listed, **rest)
+    return build(place, "scheduler", name, *args, **rest)
 
 
 def _check_numbers(place: str, value: object) -> None:
@@ -354,6 +365,27 @@ def _modules(named: object, given: Sequence[str]) -> tuple[str, ...]:
             message = f"modules has {each!r}, and this program allows: {listed}"
             raise RegistryError(message)
     return tuple(given)
+
+
+@contextmanager
+def _of(place: str) -> Iterator[None]:
+    """Name *place* of the config in an error that comes out of a component.
+
+    Raises:
+        RegistryError: With the error as its cause.
+        TypeError: Likewise, if it is one.
+        ValueError: Likewise, if it is one.
+    """
+    try:
+        yield
+    except (RegistryError, TypeError, ValueError) as error:
+        kinds = (RegistryError, TypeError, ValueError)
+        kind = next(kind for kind in kinds if isinstance(error, kind))
+        message = f"{place}: {error}"
+        raise kind(message) from error
+    except Exception as error:
+        message = f"{place}: {type(error).__name__}: {error}"
+        raise RegistryError(message) from error
 
 
 @contextmanager

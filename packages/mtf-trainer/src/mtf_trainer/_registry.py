@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from mtf_trainer.errors import RegistryError
 
-__all__ = ["Kind", "Registry", "did_you_mean", "import_listed"]
+__all__ = ["Kind", "Registry", "check_names", "did_you_mean", "import_listed"]
 
 Kind = Literal["model", "dataset", "optimizer", "scheduler", "loss", "callback"]
 Component = TypeVar("Component", bound=Callable[..., Any])
@@ -251,24 +251,51 @@ def _title(component: Callable[..., Any]) -> str:
     return f"{getattr(component, '__module__', '')}.{name}".lstrip(".")
 
 
+def check_names(
+    component: Callable[..., Any],
+    title: str,
+    given: Iterable[str],
+    *,
+    by_place: int = 0,
+    also: Sequence[str] = (),
+) -> None:
+    """Raise where *component* has no parameter of a name in *given*.
+
+    Args:
+        component: One that does not say what it takes passes.
+        title: How the error names it.
+        given: Names of arguments.
+        by_place: Its first parameters that are given without a name.
+        also: Further names that might have been meant.
+
+    Raises:
+        TypeError: With the nearest name.
+    """
+    try:
+        parameters = inspect.signature(component).parameters.values()
+    except ValueError:  # of C, and does not say
+        return
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return
+    known = [p.name for p in parameters if p.kind is not p.POSITIONAL_ONLY][by_place:]
+    for name in given:
+        if name not in known:
+            hint = did_you_mean(name, [*known, *also])
+            message = f"{title} takes no {name!r}{hint}"
+            raise TypeError(message)
+
+
 def _check_arguments(
     component: Callable[..., Any],
     title: str,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> None:
+    check_names(component, title, kwargs, by_place=len(args))
     try:
         signature = inspect.signature(component)
-    except ValueError:  # of C, and does not say
+    except ValueError:
         return
-    parameters = signature.parameters.values()
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        by_name = [p.name for p in parameters if p.kind is not p.POSITIONAL_ONLY]
-        by_name = by_name[len(args) :]
-        for name in kwargs:
-            if name not in by_name:
-                message = f"{title} takes no {name!r}{did_you_mean(name, by_name)}"
-                raise TypeError(message)
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:

@@ -136,7 +136,8 @@ class GuardSettings:
             lines of metrics before it; not ``"skip"``.
         explosion_factor: See there; above 1.
         on_memory_growth: Reaction to this process using `memory_growth_factor` times
-            what it used at the end of its first 100 steps; ``"ignore"`` or ``"stop"``.
+            what it used once 100 steps were done; ``"ignore"`` or ``"stop"``. It looks
+            every 100 steps: what grows faster needs `Limits.max_memory_bytes`.
         memory_growth_factor: See there; above 1.
         rollback_lr_factor: Above 0, at most 1.
         max_rollbacks: After so many in one call of ``fit``, the next one stops it.
@@ -182,7 +183,8 @@ class Limits:
             ``SLURM_JOB_END_TIME`` says, if it is set. The run stops early enough before
             it to save, by what saving was measured to take.
         grace_s: Seconds kept free before `end_time` besides that.
-        max_memory_bytes: Resident memory of this process.
+        max_memory_bytes: Resident memory of this process, looked at once a second, behind
+            a batch. If it is used before the first step, ``fit`` raises `ValueError`.
     """
 
     max_time_s: float | None = None
@@ -271,6 +273,9 @@ class GenericTrainerConfig:
     def __post_init__(self) -> None:
         """Check every value."""
         _check_type("run_dir", self.run_dir, Path)
+        if "\0" in str(self.run_dir):
+            message = f"run_dir must have no NUL character, as {str(self.run_dir)!r} has"
+            raise ValueError(message)
         check_count("seed", self.seed, least=0)
         if self.seed >= _SEEDS:
             message = f"seed must be below {_SEEDS}, not {self.seed}"

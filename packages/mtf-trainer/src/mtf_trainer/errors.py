@@ -13,7 +13,7 @@
   * BackupError                     a copy could not be made or read at its address
   * CallbackError                   has ``callback`` and ``phase``; its cause is the error
   * RankError                       has ``rank``; what another process failed with
-  * RegistryError                   no such component; a module that is not listed
+  * RegistryError                   no such component, or one that cannot be made; an unlisted module
   * DivergenceError                 has ``step``; the loss or the gradients went wrong
   * VerificationError               a chain of checkpoints is not whole
   * NothingToResumeError            this trainer has trained, and no checkpoint is left
@@ -168,7 +168,7 @@ class RankError(MtfTrainerError):
 
 
 class RegistryError(MtfTrainerError):
-    """A component's name is unknown, or its module is not one the project lists."""
+    """A component's name is unknown, its module is not listed, or it cannot be made."""
 
 
 class DivergenceError(MtfTrainerError):

@@ -83,9 +83,10 @@ def components_from_config(
         modules: Imported, and open to paths.
 
     Raises:
-        RegistryError: If a component is unknown, or its module is not listed.
+        RegistryError: If a component is unknown, or its module is not listed; if it
+            raises something else than the errors below. It names the section, as do the
+            others, and what a component raised is its cause.
         TypeError: If a component does not take a key, or a value is of the wrong type.
         ValueError: If a key is unknown or missing, or a value is out of its range.
-        Exception: What a component raises itself, with a note that names it.
     """
     return _components.components_from_config(config, _DEFAULT, modules)

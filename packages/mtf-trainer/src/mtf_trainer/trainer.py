@@ -161,7 +161,8 @@ class GenericTrainer(Fitting, Evaluation):
             parts: Further arguments of the class, by default a step for classification.
 
         Raises:
-            RegistryError: If a component is unknown, or its module is not listed.
+            RegistryError: If a component is unknown, its module is not listed, or it
+                raises something else; that is the cause then.
             TypeError: If a component does not take an argument that the config has.
             ValueError: If a value is out of its range.
         """

@@ -270,7 +270,11 @@ def test_the_global_order_goes_on_with_other_numbers_of_processes(
             source(loader, rank=rank, world=world, accumulation=accumulation)
             for rank in range(world)
         ]
-        assert made[0].layout() == {"global_batch": 24, "num_samples": 101}
+        assert made[0].layout() == {
+            "global_batch": 24,
+            "order": "shuffled",
+            "num_samples": 101,
+        }
         if cursor is not None:
             cursor = made[0].adopt([cursor])
         read = [list(each.batches(5, cursor))[:stop] for each in made]
@@ -324,7 +328,11 @@ def test_batches_of_a_batch_sampler_go_to_processes_in_turn() -> None:
     assert [b.window_samples for b in read[0]] == [8, 8, 1]
     assert read[0][0].cursor == {"batches": 2}
     made = source(loader, world=2, accumulation=2)
-    assert made.layout() == {"global_batches": 4, "num_batches": 5}
+    assert made.layout() == {
+        "global_batches": 4,
+        "order": "Buckets",
+        "num_batches": 5,
+    }
     assert rows(list(made.batches(0, made.adopt([{"batches": 3}])))) == [6, 7, 8]
 
 
@@ -340,7 +348,7 @@ def test_a_batch_sampler_need_not_know_its_length() -> None:
     made = source(DataLoader(Numbers(9), batch_sampler=NoLength()))
 
     assert made.num_batches is None
-    assert made.layout() == {"global_batches": 1}
+    assert made.layout() == {"global_batches": 1, "order": "NoLength"}
     assert rows(list(made.batches(0, None))) == [1]
 
 

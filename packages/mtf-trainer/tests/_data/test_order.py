@@ -50,6 +50,42 @@ SAMPLERS: list[Any] = [
 ]
 
 
+class Asking(Sampler[int]):
+    """A sampler that asks another one."""
+
+    def __init__(self, inner: Sampler[int]) -> None:
+        self.inner = inner
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.inner)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "told"),
+    [
+        (SequentialSampler(DATA), "sequential"),
+        (RandomSampler(DATA), "shuffled"),
+        (DistributedSampler(DATA, num_replicas=4, rank=2), "shuffled"),
+        (DistributedSampler(DATA, num_replicas=1, rank=0, shuffle=False), "sequential"),
+        (
+            DistributedSamplerWrapper(RandomSampler(DATA), num_replicas=4, rank=2),
+            "shuffled",
+        ),
+        (RandomSampler(DATA, num_samples=7), "RandomSampler without replacement"),
+        (RandomSampler(DATA, replacement=True), "RandomSampler with replacement"),
+        (SubsetRandomSampler(DATA), "SubsetRandomSampler"),
+        (
+            WeightedRandomSampler([1.0] * 10, 10, replacement=False),
+            "WeightedRandomSampler without replacement",
+        ),
+        (Asking(RandomSampler(DATA)), "Asking over RandomSampler without replacement"),
+    ],
+)
+def test_what_gives_the_order_is_told(sampler: Any, told: str) -> None:
+    """Alike for what gives the same order, however the processes were started."""
+    assert Order(DataLoader(DATA, sampler=sampler)).kind == told
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda sampler: type(sampler).__name__)
 def test_a_random_order_follows_from_the_key(sampler: Any) -> None:
     """The same key gives the same order, another key another."""

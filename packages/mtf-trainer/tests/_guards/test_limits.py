@@ -160,6 +160,19 @@ def test_memory_is_a_limit(clock: Clock) -> None:
     )
 
 
+def test_start_without_memory_is_refused(clock: Clock) -> None:
+    """What is used and what is allowed is told; where it is not known, nothing is."""
+    limits = Limits(max_memory_bytes=2 * GIB)
+    deadline(clock, limits, used=2 * GIB - 1).refuse_start()
+    deadline(clock, Limits(), used=2 * GIB).refuse_start()
+    Deadline(limits, {}, memory=lambda: None).refuse_start()
+
+    with pytest.raises(
+        ValueError, match=r"allows 2048 MiB \(2147483648 bytes\), .* uses 3072 MiB before"
+    ):
+        deadline(clock, limits, used=3 * GIB).refuse_start()
+
+
 def test_memory_is_looked_at_once_a_second(clock: Clock) -> None:
     """Asking at each step costs a look at the clock, not at the system."""
     looks = []

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from mtf_trainer import (
     StopReason,
     read_metrics,
 )
+from mtf_trainer._guards.limits import Deadline
+from mtf_trainer._loop import fitting
 
 MakeTrainer = Callable[..., GenericTrainer]
 
@@ -81,6 +83,53 @@ def test_steps_can_be_limited_and_the_rest_done_later(
     assert (first.epoch, first.global_step, again.global_step) == (1, 8, 8)
     assert result.reason is StopReason.COMPLETED
     assert_same_run(final_state(last), expected)
+
+
+def test_memory_that_is_used_up_before_a_step_is_an_error(
+    make_trainer: MakeTrainer, loader: DataLoader[Any]
+) -> None:
+    """To be run again, it would be there again; a run that is done needs no memory."""
+    too_little = Limits(max_memory_bytes=1)
+    with pytest.raises(ValueError, match=r"max_memory_bytes allows 0 MiB .* first step"):
+        make_trainer(limits=too_little).fit(loader)
+
+    make_trainer().fit(loader)
+    done = make_trainer(limits=too_little).fit(loader)
+
+    assert done.reason is StopReason.COMPLETED
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_memory_that_a_first_step_uses_up(
+    make_trainer: MakeTrainer,
+    loader: DataLoader[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    batches: int,
+) -> None:
+    """Behind the step it is a stop; inside its window it is an error."""
+    used = [0]
+
+    def step(trainer: GenericTrainer, batch: Any, batch_idx: int) -> Tensor:
+        used[0] = 100
+        return cross_entropy(trainer, batch, batch_idx)
+
+    def make_deadline(limits: Limits, environ: Mapping[str, str]) -> Deadline:
+        return Deadline(limits, environ, memory=lambda: used[0])
+
+    monkeypatch.setattr(fitting, "Deadline", make_deadline)
+    trainer = make_trainer(
+        step=step,
+        limits=Limits(max_memory_bytes=100),
+        gradient_accumulation_steps=batches,
+    )
+
+    if batches == 1:
+        result = trainer.fit(loader)
+        assert (result.reason, result.global_step) == (StopReason.LIMIT, 1)
+        assert result.exit_code == EXIT_RESUME
+    else:
+        with pytest.raises(ValueError, match="max_memory_bytes"):
+            trainer.fit(loader)
 
 
 def test_time_limit_saves_and_stops(

@@ -97,3 +97,11 @@ def test_newest_checkpoint_that_is_left_is_told(folder: RunDir, tmp_path: Path) 
     shutil.rmtree(tmp_path / "run")
     with pytest.warns(CheckpointWarning, match="nothing more is written there"):
         assert goes_on.newest_left(newer) is None
+
+
+def test_chain_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    """It names the file."""
+    (tmp_path / "chain.jsonl").mkdir()
+
+    with pytest.raises(CheckpointWriteError, match=r"chain\.jsonl: cannot be read"):
+        Ground(CheckpointSettings()).look_at_chain(tmp_path / "a.ckpt", {})

@@ -163,6 +163,36 @@ def test_copy_of_a_run_leaves_the_memory_of_the_first_alone(
         path.unlink()
 
 
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        (lambda chain: chain.unlink(), "is missing"),
+        (lambda chain: chain.write_bytes(b"x" + chain.read_bytes()), "has damaged lines"),
+        (lambda chain: chain.write_bytes(b""), "lacks the line of the checkpoint"),
+    ],
+)
+def test_chain_that_was_damaged_is_told_at_the_start(
+    make_trainer: MakeTrainer,
+    loader: DataLoader[Any],
+    tmp_path: Path,
+    harm: Callable[[Path], object],
+    told: str,
+) -> None:
+    """Once, with the file's name; the run goes on, and an undamaged one says nothing."""
+    chain = tmp_path / "run" / "checkpoints" / "chain.jsonl"
+    make_trainer().fit(loader)
+    make_trainer().fit(loader, max_epochs=2)
+    harm(chain)
+
+    with pytest.warns(CheckpointWarning) as caught:
+        result = make_trainer().fit(loader, max_epochs=3)
+
+    assert [str(each.message).startswith(f"{chain} {told}: ") for each in caught] == [
+        True
+    ]
+    assert result.epoch == 3
+
+
 def test_stop_that_cannot_be_saved_is_an_error(
     make_trainer: MakeTrainer, loader: DataLoader[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

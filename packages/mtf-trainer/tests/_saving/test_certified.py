@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +60,35 @@ def test_run_does_not_start_from_what_was_not_certified(tmp_path: Path) -> None:
 
     assert found is not None
     assert found[0] == older
+
+
+def test_renamed_checkpoint_is_not_taken_for_the_newest(tmp_path: Path) -> None:
+    """Though file and digest fit each other: the newest of its own name is taken."""
+    folder, settings = tmp_path / "checkpoints", CheckpointSettings(asynchronous=False)
+    saver = Saver(folder, settings, parent=None)
+    older, newer = (
+        saver.save(
+            {"resume": {"epoch": 1, "global_step": step}},
+            epoch=1,
+            global_step=step,
+            metrics={},
+        ).path
+        for step in (1, 2)
+    )
+    renamed = folder / "epoch_009_step_000099.ckpt"
+    shutil.copy(older, renamed)
+    put_digests(renamed, [sha256(renamed)])
+
+    with pytest.warns(
+        CheckpointWarning,
+        match=r"epoch_009_step_000099\.ckpt: .* epoch_001_step_000001\.ckpt",
+    ):
+        found = CheckpointManager(folder, settings).load_newest()
+
+    assert found is not None
+    assert found[0] == newer
+    # A link, or a name of the user's, says nothing of what it holds.
+    shutil.copy(older, folder / "mine.ckpt")
+    put_digests(folder / "mine.ckpt", [sha256(older)])
+    manager = CheckpointManager(folder, settings)
+    assert manager.load(folder / "mine.ckpt")["resume"]["global_step"] == 1

@@ -136,11 +136,10 @@ class MapSource:
             raise DataError(message)
         return dict(first)
 
-    def layout(self) -> Mapping[str, int]:
-        """Return the size of a window and of the data set."""
-        sizes = {
-            f"global_{'batches' if self._order.of_batches else 'batch'}": self._window
-        }
+    def layout(self) -> Mapping[str, int | str]:
+        """Return the size of a window and of the data set, and what gives the order."""
+        window = f"global_{'batches' if self._order.of_batches else 'batch'}"
+        sizes: dict[str, int | str] = {window: self._window, "order": self._order.kind}
         length = self._order.length()
         if length is not None:
             sizes[f"num_{self._unit}"] = length

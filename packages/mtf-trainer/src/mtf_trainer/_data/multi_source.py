@@ -61,7 +61,8 @@ class MultiSource:
         lengths = [part.num_batches for part in self._parts.values()]
         self._plan = Plan(multi, lengths)
         self._lengths = dict(zip(self._names, lengths, strict=True))
-        self._id = crc32(repr(sorted(self.layout().items())).encode())
+        counts = [(k, v) for k, v in self.layout().items() if isinstance(v, int)]
+        self._id = crc32(repr(sorted(counts)).encode())
 
     @property
     def num_batches(self) -> int:
@@ -136,10 +137,10 @@ class MultiSource:
                 loaders[name]["cursor"] = part.adopt([each["cursor"] for each in saved])
         return {**cursors[0], "loaders": loaders}
 
-    def layout(self) -> Mapping[str, int]:
+    def layout(self) -> Mapping[str, int | str]:
         """Return the layouts of all loaders, and what makes the schedule."""
         told = f"{self._names} {self._multi.schedule} {self._multi.epoch_length}"
-        sizes = {
+        sizes: dict[str, int | str] = {
             "accumulation": self._accumulation,
             "epoch_batches": self._plan.total,
             "schedule": crc32(told.encode()),

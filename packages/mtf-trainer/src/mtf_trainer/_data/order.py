@@ -40,6 +40,12 @@ class Order:
         drop_last: Whether what does not fill a window is left out.
         of_batches: Whether a unit is a batch that a custom batch sampler made, and not
             one sample.
+        kind: What gives the order, in words.
+
+    >>> Order(DataLoader(range(4), shuffle=True)).kind
+    'shuffled'
+    >>> Order(DataLoader(range(4), sampler=RandomSampler(range(4), True))).kind
+    'RandomSampler with replacement'
 
     Raises:
         DataError: If the sampler gives each process an order of its own.
@@ -73,6 +79,9 @@ class Order:
         else:
             for part in _parts(sampler):
                 _refuse_shards(part)
+        self.kind = "shuffled" if self._shuffled else "sequential"
+        if self._shuffled is None:
+            self.kind = " over ".join(map(_kind, _parts(sampler)))
 
     def length(self) -> int | None:
         """Return how many units an epoch should have; None if the sampler cannot say."""
@@ -157,6 +166,14 @@ def _parts(sampler: Any) -> Iterator[Any]:
         for value in _attributes(part):
             items = value if isinstance(value, list | tuple) else (value,)
             waiting += [item for item in items if isinstance(item, Sampler)]
+
+
+def _kind(part: Any) -> str:
+    """Return the class of a sampler, and whether it gives samples more than once."""
+    told = [type(part).__name__]
+    if isinstance(replacement := getattr(part, "replacement", None), bool):
+        told.append("with replacement" if replacement else "without replacement")
+    return " ".join(told)
 
 
 def _attributes(part: Any) -> list[Any]:

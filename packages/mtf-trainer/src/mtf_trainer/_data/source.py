@@ -70,7 +70,7 @@ class Source(Protocol):
             DataError: If that is not possible; it says why and what to do.
         """
 
-    def layout(self) -> Mapping[str, int]:
+    def layout(self) -> Mapping[str, int | str]:
         """Return what must not differ between two runs of one training, by name."""
 
     def close(self) -> None:

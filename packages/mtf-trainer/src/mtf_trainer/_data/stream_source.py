@@ -141,7 +141,7 @@ class StreamSource:
             raise DataError(message)
         return dict(cursors[self._fabric.global_rank])
 
-    def layout(self) -> Mapping[str, int]:
+    def layout(self) -> Mapping[str, int | str]:
         """Return the size of a window over all processes."""
         return {"global_batch": self._per_window * self._fabric.world_size}
 

@@ -24,6 +24,7 @@ END_TIME_VARIABLE = "SLURM_JOB_END_TIME"
 _END_TIME = re.compile(r"[0-9]{1,11}")
 _MEMORY_EVERY_S = 1.0
 _GIB = 2**30
+_MIB = 2**20
 
 
 class Deadline:
@@ -68,6 +69,23 @@ class Deadline:
         if self._end_time is not None:
             self._end = now + self._end_time - wall_now - limits.grace_s
         self._look_at = math.inf if limits.max_memory_bytes is None else now
+
+    def refuse_start(self) -> None:
+        """See, before this process's first step, that there is memory for it.
+
+        To save and stop would be no use: started again, it would be here again.
+
+        Raises:
+            ValueError: If it uses as much as it may already.
+        """
+        used, allowed = self._memory(), self._limits.max_memory_bytes
+        if used is not None and allowed is not None and used >= allowed:
+            message = (
+                f"max_memory_bytes allows {allowed / _MIB:.0f} MiB ({allowed} bytes), and "
+                f"this process uses {used / _MIB:.0f} MiB before its first step: allow "
+                "more, or no start would get any further"
+            )
+            raise ValueError(message)
 
     def reached(self, expected_save_s: float = 0.0) -> bool:
         """Tell whether it is time to save and stop; once true, it stays so.

@@ -130,6 +130,8 @@ class Fitting(PhaseLoop):
                     self._at.phase = Phase.TRAINING_COMPLETE
                 elif self._has_enough_steps(run) and not self._ends_step():
                     return StopReason.MAX_STEPS
+                if self._at.phase is not Phase.TRAINING_COMPLETE:
+                    run.check_start()
                 run.keeper.start_streams()
                 self._drive(run)
             except Stopped:

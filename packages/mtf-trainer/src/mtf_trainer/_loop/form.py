@@ -145,8 +145,8 @@ def _check_form(place: Any, content: Mapping[str, Any], sums: Mapping[str, Any])
     for key, kind in (("modes", _FLAG), ("trained", _FLAG), ("locals", _DICT)):
         for index, each in enumerate(content[key]):
             check_kinds(place, key, {str(index): each}, {str(index): (kind,)})
-    for key in ("metrics", "layout"):
-        check_kinds(place, key, content[key], dict.fromkeys(content[key], (_NUMBER,)))
+    for key, kinds in (("metrics", (_NUMBER,)), ("layout", (_NUMBER, "text"))):
+        check_kinds(place, key, content[key], dict.fromkeys(content[key], kinds))
 
 
 def _check_optimizer(place: Any, key: str, state: Mapping[str, Any]) -> None:

@@ -7,10 +7,13 @@ lost, or does harm: it is looked at before each save, and at the end.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mtf_trainer._loop.run_dir import RunDir
 from mtf_trainer._saving.files import checkpoints_in
+from mtf_trainer._saving.ledger import Ledger
 from mtf_trainer.config import CheckpointSettings
 from mtf_trainer.errors import CheckpointWarning, CheckpointWriteError, MetricsFileError
 from mtf_trainer.metrics import MetricsWriter
@@ -44,6 +47,25 @@ class Ground:
         """
         if self.folder is not None:
             self.folder.check()
+
+    def look_at_chain(self, path: Path, content: Mapping[str, Any]) -> None:
+        """Warn if the ledger beside *path*, which a run goes on from, is not whole.
+
+        Raises:
+            CheckpointWriteError: If it cannot be read.
+        """
+        ledger = Ledger(path.parent)
+        try:
+            problem = ledger.problem(content.get("certificate", {}).get("digest"))
+        except OSError as error:
+            told = f"cannot be read: {error.strerror or error}"
+            raise CheckpointWriteError(ledger.path, told) from error
+        if problem is not None:
+            message = (
+                f"{ledger.path} {problem}: the chain of certificates begins anew from "
+                f"{path.name}, and verify does not find it whole before that"
+            )
+            warnings.warn(message, CheckpointWarning, stacklevel=6)
 
     def is_owned(self) -> bool:
         """Tell whether what is written still reaches the run's folder, and no other's.

@@ -211,6 +211,7 @@ class Keeper:
         newer_than = None
         if checkpoint is not None:
             self.checkpoint = checkpoint[0]
+            on_rank_zero(self._fabric, lambda: self._ground.look_at_chain(*checkpoint))
             resume = read_resume(*checkpoint)
             newer_than = resume.epoch, resume.global_step
         if self.snapshots is not None:

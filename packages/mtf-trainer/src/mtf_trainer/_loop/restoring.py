@@ -121,7 +121,7 @@ class Restoring:
             warnings.warn(message, CheckpointWarning, stacklevel=4)
 
 
-def layout_of(run: Run, seed: int) -> dict[str, int]:
+def layout_of(run: Run, seed: int) -> dict[str, int | str]:
     """Return what must not differ inside an epoch, by name."""
     return {**run.train.layout(), "seed": seed}
 

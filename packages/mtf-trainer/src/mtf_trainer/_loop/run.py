@@ -99,6 +99,7 @@ class Run:
     snapshot_due: bool = False
     expected_save_s: float = 0.0
     _saves: int = 0
+    _stepped: bool = False
 
     def stop(self, reason: StopReason) -> None:
         """Stop at the next safe point. All processes call it after the same phase."""
@@ -111,14 +112,24 @@ class Run:
         if self.watchdog is not None:
             self.watchdog.beat()
         if not self.distributed:
-            if self.deadline.reached(self.expected_save_s):
+            if self._is_over():
                 self.stop(StopReason.LIMIT)
             return
         wish = self._offer()
         self._obey(stop=self.agreement.reached(wanted=wish > 0))
 
+    def check_start(self) -> None:
+        """See that there is memory, as long as this call of ``fit`` has taken no step.
+
+        Raises:
+            ValueError: If not.
+        """
+        if not self._stepped:
+            self.deadline.refuse_start()
+
     def after_step(self, step: int) -> None:
         """Count an optimizer step, and see what it makes due."""
+        self._stepped = True
         if self.schedule.due_at_step(step, by_time=not self.distributed):
             self.save_due = self.attention = True
         if self.keeper.snapshot_due(step):
@@ -193,7 +204,18 @@ class Run:
         """Return what this process wants, as the number of a reason; 0 for nothing."""
         if self.signals.wanted:
             return 1
-        return 2 if self.deadline.reached(self.expected_save_s) else 0
+        return 2 if self._is_over() else 0
+
+    def _is_over(self) -> bool:
+        """Tell whether a limit is reached.
+
+        Raises:
+            ValueError: If it is memory, and no step was taken.
+        """
+        over = self.deadline.reached(self.expected_save_s)
+        if over:
+            self.check_start()
+        return over
 
     def _offer(self) -> int:
         """Tell the other processes what this one wants; return the number of its reason."""

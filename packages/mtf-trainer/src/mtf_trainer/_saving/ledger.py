@@ -50,6 +50,23 @@ class Ledger:
             return []
         return [row for line in whole.splitlines() if (row := _parse(line)) is not None]
 
+    def problem(self, digest: str | None) -> str | None:
+        """Return what is wrong with it behind the checkpoint with certificate *digest*.
+
+        None if it has that certificate, and no line that is damaged.
+
+        Raises:
+            OSError: If it is there and cannot be read.
+        """
+        rows = self.read()
+        if not self.path.exists():
+            return "is missing"
+        if len(rows) < self.path.read_bytes().count(b"\n"):
+            return "has damaged lines"
+        if digest not in {row.get("digest") for row in rows}:
+            return "lacks the line of the checkpoint"
+        return None
+
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write *rows* behind what is there, and bring them to the disk.
 
