@@ -53,8 +53,18 @@ def fails_at(step: int, error: BaseException) -> Any:
 
 def left(run_dir: Path) -> list[Path]:
     """Return what a run has in shared memory."""
+    return named(id_of(run_dir))
+
+
+def id_of(run_dir: Path) -> str:
+    """Return what is in the names of a run's segments."""
     run_id = json.loads((run_dir / "run.json").read_text("utf-8"))["run_id"]
-    return sorted(SHM.glob(f"mtf-*{memory_id(run_dir, run_id)}*"))
+    return memory_id(run_dir, run_id)
+
+
+def named(identity: str) -> list[Path]:
+    """Return the segments with that in their names."""
+    return sorted(SHM.glob(f"mtf-*{identity}*"))
 
 
 def newest(run_dir: Path) -> str:
@@ -270,11 +280,18 @@ def test_greater_patience_goes_on_where_early_stopping_ended(
     assert lines[0] == lines[1]
 
 
-def deletes(path: Path, step: int, *, replace: bool = False) -> Any:
-    """Return a step function that deletes *path* once so many steps are done."""
+def deletes(
+    path: Path, step: int, ids: list[str] | None = None, *, replace: bool = False
+) -> Any:
+    """Return a step function that deletes *path* once so many steps are done.
+
+    What `id_of` says of it before goes to *ids*.
+    """
 
     def training_step(trainer: GenericTrainer, batch: Any, batch_idx: int) -> Tensor:
         if trainer.global_step == step and path.exists():
+            if ids is not None:
+                ids.append(id_of(path))
             shutil.rmtree(path)
             if replace:
                 path.mkdir()
@@ -289,12 +306,12 @@ def test_run_that_may_goes_on_without_its_folder(
     make_trainer: MakeTrainer, loader: DataLoader[Any], tmp_path: Path, *, replace: bool
 ) -> None:
     """One warning, no file where another run may be, and a result that claims none."""
-    run, before = tmp_path / "run", set(SHM.iterdir())
+    run, ids = tmp_path / "run", list[str]()
     settings = CheckpointSettings(
         every_n_steps=2, asynchronous=False, on_write_error="continue"
     )
     trainer = make_trainer(
-        step=deletes(run, 3, replace=replace),
+        step=deletes(run, 3, ids, replace=replace),
         checkpoint=settings,
         snapshot=EVERY_STEP,
         log_every_n_steps=1,
@@ -307,7 +324,7 @@ def test_run_that_may_goes_on_without_its_folder(
     assert (result.reason, result.global_step) == (StopReason.COMPLETED, 12)
     assert result.checkpoint is None
     assert [p.name for p in run.rglob("*")] == ([".lock"] if replace else [])
-    assert set(SHM.iterdir()) <= before
+    assert named(ids[0]) == []
 
 
 def test_stop_without_a_folder_is_an_error(
@@ -393,10 +410,10 @@ def test_snapshot_is_not_brought_into_another_run(
     make_trainer: MakeTrainer, loader: DataLoader[Any], tmp_path: Path
 ) -> None:
     """After an error in a folder that became another's, nothing is written there."""
-    run, before = tmp_path / "run", set(SHM.iterdir())
+    run, ids = tmp_path / "run", list[str]()
     settings = CheckpointSettings(every_n_steps=5, asynchronous=False)
     trainer = make_trainer(
-        step=deletes(run, 4, replace=True), checkpoint=settings, snapshot=EVERY_STEP
+        step=deletes(run, 4, ids, replace=True), checkpoint=settings, snapshot=EVERY_STEP
     )
 
     with pytest.raises(CheckpointWriteError, match="was deleted or replaced") as caught:
@@ -404,9 +421,8 @@ def test_snapshot_is_not_brought_into_another_run(
 
     assert "the last snapshot could not be saved" in caught.value.__notes__[0]
     assert [p.name for p in run.rglob("*")] == [".lock"]
-    ours = set(SHM.iterdir()) - before
-    assert ours
-    for path in ours:
+    assert named(ids[0])
+    for path in named(ids[0]):
         path.unlink()
 
 
