@@ -280,7 +280,7 @@ def bench(session: nox.Session, package: str) -> None:
     if package in NEEDS_TORCH:
         require_torch(session, session.error)
     extras = ",".join(PROJECTS[package].get("optional-dependencies", ()))
-    wheel = f"{package}[{extras}] @ {build_wheel(session, package).as_uri()}"
+    wheel = f"{package}[{extras}] @ {build_wheel(session, package).resolve().as_uri()}"
     install(session, wheel, "--group=bench")
     folder = Path("benchmarks", package.removeprefix("mtf-"))
     for script in sorted(folder.glob("bench_*.py")):

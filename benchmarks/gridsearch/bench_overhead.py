@@ -34,6 +34,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,7 @@ class Contenders:
         self.script = folder / "train.py"
         self.script.write_text("", encoding="utf-8")
         self.turn = 0
+        self.closing = ExitStack()
 
     def run_once(self, number: int) -> int:
         """Run the script as a task of joblib or Optuna does."""
@@ -175,11 +177,26 @@ class Contenders:
         import ray  # type: ignore[import-untyped, unused-ignore]
         from ray import tune
 
-        ray.init(num_cpus=PLACES, include_dashboard=False, log_to_driver=False)
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        # Ray refuses a folder inside of the interpreter's, where nox has TMPDIR.
+        kept = tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True)
+        ray_folder = self.closing.enter_context(kept)
+        ray.init(
+            num_cpus=PLACES,
+            include_dashboard=False,
+            log_to_driver=False,
+            _temp_dir=ray_folder,
+        )
+        self.closing.callback(ray.shutdown)
+        config = tune.RunConfig(storage_path=str(self.folder), verbose=0)
 
         def search(count: int) -> None:
             space = {"x": tune.grid_search(list(range(count)))}
-            tune.Tuner(lambda config: self.run_once(config["x"]), param_space=space).fit()
+            tune.Tuner(
+                lambda trial: self.run_once(trial["x"]),
+                param_space=space,
+                run_config=config,
+            ).fit()
 
         return search
 
@@ -198,11 +215,13 @@ CONTENDERS: dict[str, tuple[str, str, Callable[[Contenders], Search]]] = {
 def time_one(name: str, count: int) -> float:
     """Return the seconds that the contender *name* takes for one experiment."""
     with tempfile.TemporaryDirectory() as folder:
-        search = CONTENDERS[name][2](Contenders(Path(folder)))
-        search(NUM_WARM_UP)
-        start = time.perf_counter()
-        search(count)
-        return (time.perf_counter() - start) / count
+        contenders = Contenders(Path(folder))
+        with contenders.closing:
+            search = CONTENDERS[name][2](contenders)
+            search(NUM_WARM_UP)
+            start = time.perf_counter()
+            search(count)
+            return (time.perf_counter() - start) / count
 
 
 def compare(count: int, rounds: int) -> None:

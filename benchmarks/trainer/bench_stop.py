@@ -6,9 +6,9 @@ What is trained is an MLP with AdamW, 51 MB of state, one thread of torch. Two t
    of model and data, for a new run and for one that goes on; and from SIGTERM to the end
    of the process. The loop by hand saves with torch.save and fsync when the signal came,
    and goes on from the first sample of its data: it does less.
-2. The same number of steps without and with SIGKILLs, each a minute after the first step
-   of its process and followed by a new one at once: optimizer steps that were done twice,
-   and the time all of it took longer, which has the imports of each new process in it.
+2. SIGKILLs, each a minute after the last was made good and followed by a new process at
+   once: optimizer steps that were done twice, and the time from the kill until the training
+   was where it had been, which has the imports of the new process in it.
 
     python benchmarks/trainer/bench_stop.py --quick
 """
@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
@@ -153,43 +153,42 @@ class Child:
         return time.monotonic() - start
 
 
-def stop_and_resume(kind: str) -> tuple[float, float, float, float]:
-    """Return seconds: new run to first step, going on, SIGTERM to end; of one step."""
+def stop_and_resume(kind: str) -> tuple[float, float, float]:
+    """Return seconds: new run to first step, going on, SIGTERM to end."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        begun, ended, step_s = [], [], 0.0
+        begun, ended = [], []
         for _ in range(2):
             child = Child(kind, folder, sys.maxsize)
-            start = time.monotonic()
             last = child.first["step"] + STEPS_BEFORE_TERM
             while child.step() < last and child.wait(time.monotonic() + 0.01) is None:
                 pass
-            step_s = (time.monotonic() - start) / STEPS_BEFORE_TERM
             begun.append(child.first["first_step_s"])
             ended.append(child.signal(signal.SIGTERM))
-    return begun[0], begun[1], statistics.mean(ended), step_s
+    return begun[0], begun[1], statistics.mean(ended)
 
 
-def run_through(max_steps: int, kill_every_s: float) -> tuple[float, list[int]]:
-    """Return how long *max_steps* took, and how many were lost with each kill."""
-    lost: list[int] = []
+def kill_again_and_again(num_kills: int, every_s: float) -> Iterator[tuple[int, float]]:
+    """Yield for each SIGKILL the steps lost, and the seconds until they were done again."""
     with tempfile.TemporaryDirectory() as name:
-        start = time.monotonic()
-        done = 0
-        while True:
-            child = Child("ours", Path(name), max_steps)
-            if done:
-                lost.append(max(0, done - child.first.get("step", max_steps)))
-            if child.wait(time.monotonic() + kill_every_s) is not None:
-                return time.monotonic() - start, lost
+        child = Child("ours", Path(name), sys.maxsize)
+        for _ in range(num_kills):
+            child.wait(time.monotonic() + every_s)
+            start = time.monotonic()
             child.signal(signal.SIGKILL)
             done = child.step()
+            child = Child("ours", Path(name), sys.maxsize)
+            resumed_at = child.first["step"]
+            while child.step() < done and child.wait(time.monotonic() + 0.005) is None:
+                pass
+            yield max(0, done - resumed_at), time.monotonic() - start
+        child.signal(signal.SIGKILL)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure both, and print a table of each."""
     parser = parser_for(__doc__, rounds=5)
-    parser.add_argument("--kills", type=int, default=4, help="about so many SIGKILLs: 4")
+    parser.add_argument("--kills", type=int, default=4, help="so many SIGKILLs: 4")
     parser.add_argument("--every-s", type=float, default=60, help="between SIGKILLs: 60")
     options = parser.parse_args(arguments)
     if options.child:
@@ -207,17 +206,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for kind, rows in found.items():
             rows.append(stop_and_resume(kind))
     for kind, rows in found.items():
-        begin, resume, end, step_s = map(statistics.median, zip(*rows, strict=True))
+        begin, resume, end = map(statistics.median, zip(*rows, strict=True))
         print(f"| {KINDS[kind][0]} | {begin:.2f} | {resume:.2f} | {end:.2f} |")
-    steps = round((kills + 0.5) * every_s / step_s)
-    alone_s, _ = run_through(steps, float("inf"))
-    killed_s, lost = run_through(steps, every_s)
-    print(f"\n{steps} steps, a SIGKILL every {every_s:.0f} s\n")
-    print("| time alone, s | with kills, s | overhead, % | kills | steps lost, each |")
-    print("|---:|---:|---:|---:|---:|")
-    overhead = f"{100 * (killed_s / alone_s - 1):.0f}"
+    lost, back = zip(*kill_again_and_again(kills, every_s), strict=True)
+    print(f"\n{kills} SIGKILLs, {every_s:.0f} s of training before each\n")
+    print("| steps lost, each | back where it was, s | overhead, % |")
+    print("|---:|---:|---:|")
+    back_s = statistics.median(back)
     each = ", ".join(map(str, lost))
-    print(f"| {alone_s:.0f} | {killed_s:.0f} | {overhead} | {len(lost)} | {each} |")
+    print(f"| {each} | {back_s:.1f} | {100 * back_s / every_s:.0f} |")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from mtf_trainer import (
     CheckpointMismatchError,
     CheckpointSettings,
     CheckpointWarning,
+    DataError,
     GenericTrainer,
     MultiLoader,
 )
@@ -120,3 +121,20 @@ def test_other_number_of_processes_is_told(
 
     assert result.epoch == 2
     assert (tmp_path / "run").is_dir()
+
+
+def test_place_in_the_data_that_is_none_is_told_with_its_file(
+    make_trainer: MakeTrainer, loader: DataLoader[Any]
+) -> None:
+    """The error names the checkpoint and the entry, not the data set alone."""
+    first = make_trainer().fit(loader, max_steps=3)
+    assert first.checkpoint is not None
+    content = torch.load(first.checkpoint, weights_only=True)
+    content["locals"][0]["train_cursor"] = {"samples": -1}
+    settings = CheckpointSettings(asynchronous=False)
+    with CheckpointManager(first.checkpoint.parent, settings) as manager:
+        manager.save(content, epoch=0, global_step=3, metrics={})
+
+    told = rf"{first.checkpoint.name}: locals\.train_cursor: .* no place in an order"
+    with pytest.raises(DataError, match=told):
+        make_trainer().fit(loader)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from mtf_trainer._loop.form import locals_of, read_resume, reading
 from mtf_trainer._loop.loop_state import LoopState, local_for
 from mtf_trainer._loop.run import Run
 from mtf_trainer.config import GenericTrainerConfig
-from mtf_trainer.errors import CheckpointMismatchError, CheckpointWarning
+from mtf_trainer.errors import CheckpointMismatchError, CheckpointWarning, DataError
 from mtf_trainer.state import LocalState, ResumeState, RNGState
 
 __all__ = ["Restoring", "layout_of"]
@@ -75,8 +76,12 @@ class Restoring:
                 own = local_for(
                     parts, fabric.global_rank, fabric.world_size, self._config.seed
                 )
-                own.train_cursor = _adopt(run.train, [p.train_cursor for p in parts])
-                own.val_cursor = _adopt(run.val, [p.val_cursor for p in parts])
+                with _telling(place, "train_cursor"):
+                    cursors = [part.train_cursor for part in parts]
+                    own.train_cursor = _adopt(run.train, cursors)
+                with _telling(place, "val_cursor"):
+                    cursors = [part.val_cursor for part in parts]
+                    own.val_cursor = _adopt(run.val, cursors)
         for name, missing in (
             ("grads", resume.train.window_batches > 0 and own.grads is None),
             ("train_cursor", resume.train.batch_idx > 0 and own.train_cursor is None),
@@ -124,6 +129,16 @@ class Restoring:
 def layout_of(run: Run, seed: int) -> dict[str, int | str]:
     """Return what must not differ inside an epoch, by name."""
     return {**run.train.layout(), "seed": seed}
+
+
+@contextmanager
+def _telling(place: Path, key: str) -> Iterator[None]:
+    """Name the place in errors of the data."""
+    try:
+        yield
+    except DataError as error:
+        message = f"{place}: locals.{key}: {error}"
+        raise DataError(message) from error
 
 
 def _adopt(source: Source | None, cursors: list[Any]) -> Any:
