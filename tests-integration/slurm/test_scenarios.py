@@ -192,9 +192,12 @@ def test_dependencies_run_the_code_that_was_submitted(
     assert started == {"good", "bad", "after_good", "without_bad", "after_both"}
 
 
-def test_two_nodes_train_as_one_and_go_on(client: Cluster, project: Project) -> None:
-    """Two nodes train one model under srun; requeued in the middle, to the same bytes."""
-    launcher = project.launcher(defaults={"nodes": 2, "time": "5"})
+@pytest.mark.parametrize("launch", ["srun", "torchrun"])
+def test_two_nodes_train_as_one_and_go_on(
+    client: Cluster, project: Project, launch: str
+) -> None:
+    """Two nodes train one model; requeued in the middle, to the same bytes."""
+    launcher = project.launcher(defaults={"nodes": 2, "time": "5", "launch": launch})
     names = ("through", "requeued")
     batch = [Plain(name, {"gate": name == "requeued"}) for name in names]
     job_ids = [launcher.submit_single_experiment(experiment) for experiment in batch]
