@@ -79,7 +79,7 @@ def test_killed_between_two_submissions(
     make_launcher: Callable[..., Any],
     experiment: Callable[..., Any],
 ) -> None:
-    """SIGKILL before or after the second sbatch: then each is submitted once, and runs."""
+    """SIGKILL before or after the second sbatch: each is found, submitted once, and runs."""
     slurm.configure(is_held=True)
     for name in "ab":
         (tmp_path / "exps" / name).mkdir(parents=True)
@@ -90,6 +90,8 @@ def test_killed_between_two_submissions(
     assert done.returncode == -9
     assert len(slurm.tasks()) == (1 if when == "before" else 2)
     launcher = make_launcher()
+    ids = [*slurm.tasks(), None, None]
+    assert launcher.latest(["a", "b", "c"], folder=tmp_path / "exps") == ids[:3]
     batch = [experiment("a"), experiment("b", qos="q")]
     result = launcher.submit(batch, folder=tmp_path / "exps")
     assert result.failed == []

@@ -147,6 +147,21 @@ def test_nothing_is_submitted_while_slurm_cannot_be_asked(
     assert list(slurm.tasks()) == [job_id]
 
 
+def test_what_nobody_knows_any_more_is_no_latest_job(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
+) -> None:
+    """A search may go on from the job it is told; one that Slurm forgot is none."""
+    slurm.configure(is_held=True, has_accounting=False)
+    launcher = make_launcher()
+    folder = project / "experiments"
+    assert launcher.latest(["a"], folder=folder) == [None]
+    job_id = launcher.submit_single_experiment(experiment("a"))
+    assert launcher.latest(["b", "a"], folder=folder) == [None, job_id]
+    launcher.cancel([job_id])
+    slurm.forget(job_id)
+    assert launcher.latest(["a"], folder=folder) == [None]
+
+
 def test_what_nobody_knows_yet_is_not_submitted_again(
     make_launcher: Make, experiment: Make, slurm: FakeSlurm
 ) -> None:

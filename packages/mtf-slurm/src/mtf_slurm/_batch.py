@@ -27,12 +27,13 @@ from mtf_slurm.errors import (
 )
 from mtf_slurm.experiments import Experiment, checked_entry_point
 from mtf_slurm.git import GitManager
+from mtf_slurm.git.freeze import Choice
 from mtf_slurm.render import Template, variables
 from mtf_slurm.settings import settings_of
 from mtf_slurm.shell import command_words, shell_settings
 from mtf_slurm.states import JobState
 
-__all__ = ["Batch", "Site", "States", "excluded_in", "script_of", "work_of"]
+__all__ = ["Batch", "Site", "States", "excluded_in", "manager_of", "script_of", "work_of"]
 
 States: TypeAlias = Callable[[Sequence[str]], Sequence[JobState]]
 """Asks how jobs are."""
@@ -154,6 +155,16 @@ def script_of(
     return site.template.render({**values, **(context or {})})
 
 
+def manager_of(root: Path, experiments_folder: Path) -> GitManager:
+    """Return what freezes a project, without its experiments."""
+    choice = Choice()
+    if root in experiments_folder.parents:
+        path = experiments_folder.relative_to(root).as_posix()
+        escaped = re.sub(r"([\\*?\[ ])", r"\\\1", path)
+        choice = Choice(exclude=tuple({*choice.exclude, f"/{escaped}/"}))
+    return GitManager(root, choice=choice)
+
+
 class Batch:
     """Experiments that are submitted together.
 
@@ -202,10 +213,7 @@ class Batch:
         wanted = self._works.keys() | awaited
         jobs = _once.recover(self._site.commands, arrays.jobs_in(self._folder))
         self._number = max((job.number for job in jobs), default=0)
-        last: dict[str, tuple[str, Job]] = {}
-        for job in jobs:
-            if base := job.base_id():
-                last |= {n: (i, job) for n, i in job.ids(base).items() if n in wanted}
+        last = arrays.last_of(jobs, wanted)
         ids = [job_id for job_id, _ in last.values()]
         now = (self._folder / arrays.JOBS_FOLDER / "submit.lock").stat().st_mtime
         found = states(ids) if ids else []

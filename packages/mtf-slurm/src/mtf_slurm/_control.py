@@ -1,4 +1,4 @@
-"""End jobs, and bring them back: by their ids, in few commands however many they are."""
+"""Look jobs up, end them, bring them back: in few commands however many they are."""
 
 from __future__ import annotations
 
@@ -8,14 +8,21 @@ from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from mtf_slurm import arrays, query
+from mtf_slurm import _once, arrays, query
 from mtf_slurm._outcomes import Outcomes, task_of
 from mtf_slurm.command import Commands
 from mtf_slurm.errors import SchedulerCommandError, SubmissionError
 from mtf_slurm.git.provenance import SUBMISSION_NAME
 from mtf_slurm.states import JobState
 
-__all__ = ["MAY_COME_BACK", "branches_in_use", "bring_back", "cancel", "requeue"]
+__all__ = [
+    "MAY_COME_BACK",
+    "branches_in_use",
+    "bring_back",
+    "cancel",
+    "latest",
+    "requeue",
+]
 
 MAY_COME_BACK = frozenset({JobState.PREEMPTED, JobState.TIMEOUT, JobState.FAILED})
 """States of jobs that may have left a mark to be brought back."""
@@ -25,6 +32,25 @@ _NUM_REQUEUED = 100
 _UNKNOWN = "0"  # stands for the id of a job whose answer was lost
 # What scancel says of jobs that are to be passed over.
 _OVER = re.compile("invalid job id|already completing|already finished", re.IGNORECASE)
+
+
+def latest(
+    commands: Commands, folder: Path, names: Sequence[str], *, lock_timeout_s: float
+) -> list[str | None]:
+    """Return the last job of each experiment in *folder*; None where none is known.
+
+    Raises:
+        MtfSlurmError: If Slurm cannot be asked, or another submits for too long.
+    """
+    if not arrays.jobs_in(folder):
+        return [None] * len(names)
+    with _once.lock(folder, timeout_s=lock_timeout_s):
+        jobs = _once.recover(commands, arrays.jobs_in(folder))
+    last = arrays.last_of(jobs, set(names))
+    ids = {name: job_id for name, (job_id, _) in last.items()}
+    outcomes = Outcomes(commands, [*ids.values()], (folder,))
+    known = {n: i for n, i in ids.items() if outcomes.state(i) is not JobState.UNKNOWN}
+    return [known.get(name) for name in names]
 
 
 def cancel(commands: Commands, job_ids: Sequence[str], folders: Iterable[Path]) -> None:

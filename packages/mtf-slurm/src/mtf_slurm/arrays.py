@@ -16,7 +16,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +36,7 @@ __all__ = [
     "index_spec",
     "job_at",
     "jobs_in",
+    "last_of",
     "new_job",
     "plan",
     "ranges",
@@ -288,6 +289,15 @@ def jobs_in(experiments_folder: Path) -> list[Job]:
         if _JOB_FOLDER.fullmatch(name)
     ]
     return sorted(jobs, key=lambda job: (job.number, job.token))
+
+
+def last_of(jobs: Iterable[Job], names: Collection[str]) -> dict[str, tuple[str, Job]]:
+    """Return the last of *jobs*, oldest first, of each of the experiments, with its id."""
+    last: dict[str, tuple[str, Job]] = {}
+    for job in jobs:
+        if base := job.base_id():
+            last |= {n: (i, job) for n, i in job.ids(base).items() if n in names}
+    return last
 
 
 def job_at(folder: Path) -> Job | None:

@@ -13,7 +13,6 @@ went: 0 succeeded, 75 it saved and asks to be continued, anything else failed.
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mtf_slurm import _control, _once, arrays
-from mtf_slurm._batch import Batch, Site, excluded_in, script_of, work_of
+from mtf_slurm._batch import Batch, Site, excluded_in, manager_of, script_of, work_of
 from mtf_slurm._outcomes import Outcomes
 from mtf_slurm.after import After, checked
 from mtf_slurm.arrays import Code, Job, Planned, Work
@@ -39,7 +38,6 @@ from mtf_slurm.experiments import (
 )
 from mtf_slurm.git import GitManager
 from mtf_slurm.git.branches import Branch
-from mtf_slurm.git.freeze import Choice
 from mtf_slurm.render import Template
 from mtf_slurm.settings import settings_of
 from mtf_slurm.states import JobState
@@ -143,7 +141,7 @@ class SLURMLauncher:
                 python=None if python is None else str(python),
                 cleanup=cleanup,
             ),
-            git=(git or _manager(root, self._experiments_folder))
+            git=(git or manager_of(root, self._experiments_folder))
             if freeze_code
             else None,
             push_to=push_to,
@@ -283,6 +281,20 @@ class SLURMLauncher:
         outcomes = Outcomes(self._commands, job_ids, self._folders)
         return [outcomes.state(job_id) for job_id in job_ids]
 
+    def latest(self, names: Sequence[str], *, folder: Path) -> list[str | None]:
+        """Return the last job of each experiment in *folder*; None where none is known.
+
+        What a submitter left that was killed is found here, too.
+
+        Raises:
+            MtfSlurmError: If Slurm cannot be asked, or another submits for too long.
+        """
+        folder = _absolute(folder)
+        self._folders.add(folder)
+        return _control.latest(
+            self._commands, folder, names, lock_timeout_s=self._lock_timeout_s
+        )
+
     def cancel(self, job_ids: Sequence[str]) -> None:
         """Ask jobs to end, without waiting. What has ended, or is unknown, is passed over.
 
@@ -386,13 +398,3 @@ class SLURMLauncher:
 
 def _absolute(path: Path | str) -> Path:
     return Path(os.path.abspath(path))  # noqa: PTH100 -- links stay as people named them
-
-
-def _manager(root: Path, experiments_folder: Path) -> GitManager:
-    """Return what freezes a project, without its experiments."""
-    choice = Choice()
-    if root in experiments_folder.parents:
-        path = experiments_folder.relative_to(root).as_posix()
-        escaped = re.sub(r"([\\*?\[ ])", r"\\\1", path)
-        choice = Choice(exclude=tuple({*choice.exclude, f"/{escaped}/"}))
-    return GitManager(root, choice=choice)
