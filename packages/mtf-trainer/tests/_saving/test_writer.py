@@ -447,6 +447,22 @@ def test_the_process_ends_with_its_orders(tmp_path: Path) -> None:
     assert done.returncode == 0
 
 
+def test_memory_that_the_next_training_took_is_not_saved(
+    writer: WriterProcess, area: SnapshotArea, tmp_path: Path
+) -> None:
+    """A killed training's writer that comes late finds another's content, and leaves it."""
+    killed = area.put({"do": "save", "x": torch.ones(1)}, epoch=0, global_step=1)
+    killed.unlink()
+    later = SnapshotArea(killed.path.parent, RUN_ID, 0)
+    segment = later.put({"do": "save", "x": torch.ones(1)}, epoch=0, global_step=2)
+    assert segment.path == killed.path
+
+    writer.submit(killed, epoch=0, global_step=1, metrics={})
+
+    assert "written again before it could be saved" in str(result(writer))
+    later.remove()
+
+
 def test_jobs_are_done_by_serve(tmp_path: Path, area: SnapshotArea) -> None:
     """In this process: a job is saved, an error told, and the end of the pipe obeyed."""
     threads = torch.get_num_threads()
@@ -462,7 +478,7 @@ def test_jobs_are_done_by_serve(tmp_path: Path, area: SnapshotArea) -> None:
     segment = area.put({"x": torch.ones(1)}, epoch=0, global_step=1)
     job = {"path": os.fspath(segment.path), "epoch": 0, "global_step": 1, "metrics": {}}
     try:
-        for sequence in (1, 2):
+        for sequence in (segment.sequence, segment.sequence + 1):
             os.write(to, frame({**job, "sequence": sequence}))
         os.close(to)
         writer_module._serve(greeting, jobs, says)

@@ -126,7 +126,7 @@ class Committed:
         path: Where.
         epoch: Epochs finished.
         global_step: Optimizer steps taken.
-        sequence: Its number among all that its process took.
+        sequence: Its number: greater than that of all that were taken before.
         taken_ns: When, in nanoseconds since the machine started.
         owner: The process that wrote it: its id and start; zeros if it let go of it.
         skeleton: As `flatten` gave it.

@@ -83,7 +83,8 @@ class SnapshotArea:
         self._holds: dict[Segment, int] = {}
         self._kept: Segment | None = None
         self._spared: frozenset[Path] | None = None
-        self._sequence = 0
+        # Never that of an earlier process's content: it may be looked for in our file still.
+        self._sequence = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         self._reserving: threading.Thread | None = None
 
     def reserve(self, size_bytes: int, *, segments: int = 2) -> None:
