@@ -448,7 +448,7 @@ def test_the_process_ends_with_its_orders(tmp_path: Path) -> None:
 
 
 def test_memory_that_the_next_training_took_is_not_saved(
-    writer: WriterProcess, area: SnapshotArea, tmp_path: Path
+    writer: WriterProcess, area: SnapshotArea
 ) -> None:
     """A killed training's writer that comes late finds another's content, and leaves it."""
     killed = area.put({"do": "save", "x": torch.ones(1)}, epoch=0, global_step=1)
