@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
-from mtf_trainer._components import classification_step, components_from_config, mlp
+from mtf_trainer._components import classification_step, components_from_config
+from mtf_trainer._mlp import mlp
 from mtf_trainer._registry import Registry
 from mtf_trainer.config import CheckpointSettings, GenericTrainerConfig, GuardSettings
 from mtf_trainer.errors import RegistryError
@@ -278,11 +279,17 @@ def test_keys_of_the_loader_are_told_with_those_of_the_data(
         ({"model": {"type": "bad"}}, RegistryError, "^model: KeyError: 'mine'$"),
         (
             {"model": {"type": "mlp", "in_features": 4, "num_classes": -1}},
-            RegistryError,
-            "^model: RuntimeError: ",
+            ValueError,
+            "^model: num_classes must be at least 1, not -1",
         ),
         ({"optimizer": {"type": "sgd", "lr": -1.0}}, ValueError, "^optimizer: Invalid"),
         ({"model": {"type": "mlp"}}, TypeError, "^model: model 'mlp': missing"),
+        ({"optimizer": {"type": "lbfgs"}}, ValueError, "^optimizer: LBFGS calls"),
+        (
+            {"scheduler": {"type": "cosine"}},
+            RegistryError,
+            "^scheduler: there is no scheduler 'cosine'; there are: Chained",
+        ),
         (
             {
                 "scheduler": {
@@ -495,32 +502,6 @@ def test_a_program_may_keep_the_list_to_itself(
         components_from_config(config, registry, [])
 
     assert "lab_others" not in sys.modules
-
-
-@pytest.mark.parametrize("activation", ["relu", "gelu", "silu", "tanh"])
-def test_mlp_has_the_layers_it_is_asked_for(activation: str) -> None:
-    """Depth, widths and output are those of the arguments; inputs may have any shape."""
-    model = mlp(
-        in_features=12, num_classes=3, hidden_size=5, num_layers=2, activation=activation
-    )
-
-    shapes = [tuple(p.shape) for p in model.parameters() if p.dim() == 2]
-    assert shapes == [(5, 12), (5, 5), (3, 5)]
-    assert model(torch.zeros(7, 3, 4)).shape == (7, 3)
-
-
-def test_mlp_without_layers_is_linear() -> None:
-    """No hidden layer is a model too."""
-    assert mlp(in_features=2, num_classes=3, num_layers=0)(torch.zeros(1, 2)).shape == (
-        1,
-        3,
-    )
-
-
-def test_mlp_names_the_activations_there_are() -> None:
-    """One that is not there is told with the nearest."""
-    with pytest.raises(ValueError, match="no activation 'rel'; did you mean relu"):
-        mlp(in_features=1, num_classes=1, activation="rel")
 
 
 class Trainer:

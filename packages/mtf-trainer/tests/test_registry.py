@@ -24,7 +24,7 @@ def test_the_model_that_comes_with_it_is_there() -> None:
 
     assert model(torch.zeros(1, 3)).shape == (1, 2)
     assert "mlp" in names("model")
-    with pytest.raises(RegistryError, match=r"is mtf_trainer\._components\.mlp already"):
+    with pytest.raises(RegistryError, match=r"is mtf_trainer\._mlp\.mlp already"):
         register("model", "mlp")(torch.nn.Linear)
 
 

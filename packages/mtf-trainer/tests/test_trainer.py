@@ -33,7 +33,6 @@ from mtf_trainer import (
     StopReason,
     read_metrics,
 )
-from mtf_trainer._data import sources
 from mtf_trainer._loop.run_dir import memory_id
 from mtf_trainer.trainer import StepFunction
 
@@ -273,39 +272,28 @@ def test_used_model_does_not_pass_for_a_new_one(
         trainer.fit(loader)
 
 
-def test_objects_are_set_up_once(
+def test_model_is_set_up_once(
     make_trainer: MakeTrainer,
     fabric: Fabric,
     loader: DataLoader[Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Fitting and validating again sets up neither model nor loader again."""
-    calls: list[str] = []
+    """Fitting and validating again does not set it up again."""
+    calls: list[object] = []
+    setup = fabric.setup
 
-    def counted(name: str) -> Callable[..., Any]:
-        call = getattr(fabric, name)
+    def counted(*args: Any) -> Any:
+        calls.append(args)
+        return setup(*args)
 
-        def wrapped(*args: Any) -> Any:
-            calls.append(name)
-            return call(*args)
-
-        return wrapped
-
-    monkeypatch.setattr(fabric, "setup", counted("setup"))
-    make_source = sources.make_source
-
-    def counted_source(*args: Any, **settings: Any) -> Any:
-        calls.append("training" if settings["training"] else "validation")
-        return make_source(*args, **settings)
-
-    monkeypatch.setattr(sources, "make_source", counted_source)
+    monkeypatch.setattr(fabric, "setup", counted)
 
     trainer = make_trainer()
     for epochs in (1, 2):
         trainer.fit(loader, loader, max_epochs=epochs)
         trainer.validate(loader)
 
-    assert calls == ["setup", "training", "validation"]
+    assert len(calls) == 1
 
 
 class TellsEpoch(RandomSampler):
@@ -550,6 +538,37 @@ def test_label_smoothing_is_for_training_alone(
 
     assert rows[0] != pytest.approx(before)
     assert smooth.validate(batches)["loss"] == pytest.approx(rows[1])
+
+
+def test_label_smoothing_is_for_no_validation_wherever_it_is_called(
+    make_trainer: MakeTrainer, data: TensorDataset, loader: DataLoader[Any]
+) -> None:
+    """Neither in a hook, nor inside a training step, nor behind a fit that was stopped."""
+    batches, found = DataLoader(data, batch_size=43), []
+
+    def step(trainer: GenericTrainer, batch: Any, batch_idx: int) -> Tensor:
+        if batch_idx == 2 and torch.is_grad_enabled():
+            found.append(trainer.validate(batches)["loss"])
+        x_BD, y_B = batch
+        return trainer.cross_entropy(trainer.model(x_BD), y_B)
+
+    class Validates:
+        def on_train_batch_forward(self, trainer: GenericTrainer) -> None:
+            found.append(trainer.validate(batches)["loss"])
+
+    trainer = make_trainer(
+        step=step,
+        label_smoothing=0.5,
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.0),
+        parts={"callbacks": [Validates()]},
+    )
+    expected = trainer.validate(batches)["loss"]
+    trainer.probe = lambda phase: phase == "TRAIN_BATCH_FORWARD" and len(found) > 3
+
+    assert trainer.fit(loader).reason == "interrupted"
+
+    found.append(trainer.validate(batches)["loss"])
+    assert found == [expected] * 5
 
 
 def test_label_smoothing_that_no_step_uses_is_refused_at_once(

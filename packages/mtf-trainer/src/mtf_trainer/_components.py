@@ -23,6 +23,7 @@ from torch.optim.lr_scheduler import (
 )
 from torch.utils.data import DataLoader, IterableDataset
 
+from mtf_trainer._loop.parts import check_optimizers
 from mtf_trainer._registry import Kind, Registry, check_names, did_you_mean, import_listed
 from mtf_trainer.config import (
     CheckpointSettings,
@@ -35,7 +36,7 @@ from mtf_trainer.config import (
 from mtf_trainer.errors import RegistryError
 from mtf_trainer.state import RNGState
 
-__all__ = ["Components", "classification_step", "components_from_config", "mlp"]
+__all__ = ["Components", "classification_step", "components_from_config"]
 
 _SETTINGS: Mapping[str, type[Any]] = {
     "checkpoint": CheckpointSettings,
@@ -56,12 +57,6 @@ _LOADER: Mapping[str, type[Any]] = {
 }
 _SPLITS = ("train_split", "val_split")
 _DATA = (*_LOADER, *_SPLITS)
-_ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
-    "relu": nn.ReLU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "tanh": nn.Tanh,
-}
 _OF_FUNCTIONS = (LambdaLR, MultiplicativeLR)
 _OF_SCHEDULERS = (ChainedScheduler, SequentialLR)
 
@@ -114,6 +109,8 @@ def components_from_config(
         train_loader, val_loader = _loaders(_section(config, "data"), check, build)
         model = _component(config, "model", build)
         optimizer = _component(config, "optimizer", build, model.parameters())
+        with _of("optimizer"):
+            check_optimizers([optimizer])
         scheduler = None
         if config.get("scheduler") is not None:
             section = _section(config, "scheduler")
@@ -147,41 +144,6 @@ def classification_step(
     loss = trainer.cross_entropy(z_BC, y)
     y_B = y.argmax(dim=1) if y.is_floating_point() else y
     return {"loss": loss, "accuracy": (z_BC.argmax(dim=1) == y_B).float().mean()}
-
-
-def mlp(
-    *,
-    in_features: int,
-    num_classes: int,
-    hidden_size: int = 512,
-    num_layers: int = 2,
-    dropout: float = 0.0,
-    activation: str = "relu",
-) -> nn.Sequential:
-    """Build a multi-layer perceptron: ``(B, ...)`` with *in_features* to ``(B, C)``.
-
-    Args:
-        in_features: Values of one sample.
-        num_classes: C.
-        hidden_size: Width of the hidden layers.
-        num_layers: Number of hidden layers.
-        dropout: Probability that a unit is dropped.
-        activation: ``relu``, ``gelu``, ``silu`` or ``tanh``.
-
-    Raises:
-        ValueError: If there is no such activation.
-    """
-    if activation not in _ACTIVATIONS:
-        hint = did_you_mean(activation, list(_ACTIVATIONS))
-        message = f"there is no activation {activation!r}{hint}"
-        raise ValueError(message)
-    layers: list[nn.Module] = [nn.Flatten()]
-    width = in_features
-    for _ in range(num_layers):
-        layers += [nn.Linear(width, hidden_size), _ACTIVATIONS[activation]()]
-        layers.append(nn.Dropout(dropout))
-        width = hidden_size
-    return nn.Sequential(*layers, nn.Linear(width, num_classes))
 
 
 def _trainer_config(config: Mapping[str, Any]) -> tuple[GenericTrainerConfig, int]:
@@ -265,7 +227,8 @@ def _scheduler(
     """Return the scheduler of *section*; one made of others has theirs in a list."""
     rest = dict(_mapping(place, section))
     name = _take(rest, place, "type")
-    component = registry.find("scheduler", name, allowed_modules=listed)
+    with _of(place):
+        component = registry.find("scheduler", name, allowed_modules=listed)
     if component in _OF_FUNCTIONS:
         message = (
             f"{place}.type: {name} takes a function, which a config cannot hold: give a "

@@ -21,7 +21,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtf_trainer import _components
-from mtf_trainer._components import Components, classification_step, mlp
+from mtf_trainer._components import Components, classification_step
+from mtf_trainer._mlp import mlp
 from mtf_trainer._registry import Kind, Registry
 
 __all__ = [

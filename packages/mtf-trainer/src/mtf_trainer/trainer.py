@@ -134,7 +134,6 @@ class GenericTrainer(Fitting, Evaluation):
             trackers=self._trackers,
             comm=comm,
         )
-        self._sources: dict[tuple[int, bool], tuple[object, Any]] = {}
         self._run: Run | None = None
         self.probe: Callable[[Phase], bool] | None = None
         self._default_loaders: tuple[Any, Any, int] | None = None
@@ -241,10 +240,9 @@ class GenericTrainer(Fitting, Evaluation):
             z_BC: Logits by class.
             y_B: Classes, or probabilities of shape ``(B, C)``.
         """
-        training = self._at.phase is Phase.TRAIN_BATCH_FORWARD
-        if training:
+        if self._trains:
             self._unsmoothed.clear()
-        smoothing = self.config.label_smoothing if training else 0.0
+        smoothing = self.config.label_smoothing if self._trains else 0.0
         return nn.functional.cross_entropy(z_BC, y_B, label_smoothing=smoothing)
 
     def __enter__(self) -> Self:

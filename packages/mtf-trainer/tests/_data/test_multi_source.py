@@ -283,3 +283,77 @@ def test_streams_begin_again_where_the_epoch_is_longer() -> None:
     read = batches(multi, skip_to_resume=True)
 
     assert [int(b.data) for b in read] == [0, 1, 2, 0, 1, 2, 0]
+
+
+class Told(IterableDataset[int]):
+    """Gives the numbers below 10, and says where it stands."""
+
+    def __init__(self) -> None:
+        self.at = 0
+
+    def __iter__(self) -> Iterator[int]:
+        while self.at < 10:
+            self.at += 1
+            yield self.at - 1
+        self.at = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"at": self.at}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.at = state["at"]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("persistent", [False, True])
+def test_streams_begin_anew_with_each_epoch(
+    *, num_workers: int, persistent: bool
+) -> None:
+    """One stream behind two loaders, cut before its end and cut again at a cursor."""
+    dataset = Told()
+    options: dict[str, Any] = {}
+    if num_workers:
+        options = {"num_workers": num_workers, "persistent_workers": persistent}
+
+    def multi() -> MultiLoader:
+        both = {name: DataLoader(dataset, 2, **options) for name in ("a", "b")}
+        return MultiLoader(both, epoch_length=7)
+
+    for _ in range(2):
+        made = source(multi())
+        whole = [list(made.batches(epoch, None)) for epoch in (0, 1)]
+        cut = list(made.batches(0, made.adopt([whole[0][2].cursor])))
+        made.close()
+
+        for read in whole:
+            of_a, of_b = ([b for b in read if b.loader == name] for name in ("a", "b"))
+            assert [int(n) for b in of_a for n in b.data] == list(range(8))
+            assert [int(n) for b in of_b for n in b.data] == list(range(6))
+        assert [told(b) for b in cut] == [told(b) for b in whole[0][3:]]
+        assert dataset.at == 0
+    assert multiprocessing.active_children() == []
+
+
+class Unwilling(Told):
+    """Cannot be put back."""
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        if self.at != state["at"]:
+            raise ValueError(state)
+
+
+def test_all_loaders_are_closed_though_one_raises() -> None:
+    """No worker is left where a stream does not take its own state back."""
+    both: dict[str, DataLoader[Any]] = {
+        "here": DataLoader(Unwilling(), 2),
+        "there": DataLoader(Told(), 2, num_workers=1),
+    }
+    made = source(MultiLoader(both, epoch_length=7))
+    iterator = made.batches(0, None)
+    next(iterator)
+    next(iterator)
+
+    with pytest.raises(ValueError, match="at"):
+        made.close()
+
+    assert multiprocessing.active_children() == []

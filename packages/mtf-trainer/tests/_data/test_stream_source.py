@@ -332,3 +332,120 @@ def test_a_state_of_none_is_read_again() -> None:
 
     for _ in range(2):
         assert rows(list(made.batches(0, whole[1].cursor))) == rows(whole[2:])
+
+
+class TellsTheLast(Shuffled):
+    """Says where it was last read, whatever was loaded since, as some libraries' do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wanted = self.told = super().state_dict()
+
+    def __iter__(self) -> Iterator[Tensor]:
+        self.position, self.buffer = self.wanted["position"], list(self.wanted["buffer"])
+        for sample in super().__iter__():
+            self.told = super().state_dict()
+            yield sample
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.told
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.wanted = state
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("dataset", [Shuffled, TellsTheLast])
+def test_a_stream_is_as_new_once_its_source_is_closed(
+    dataset: type[Shuffled], num_workers: int
+) -> None:
+    """Another source reads all of it, given up or ended before, here or in a worker."""
+    whole = [rows(batches(DataLoader(dataset(), 4), epoch)) for epoch in (0, 1)]
+    used = dataset()
+    for num_batches in (6, 0, 2):
+        earlier = source(DataLoader(used, 4))
+        for _, _ in zip(range(num_batches), earlier.batches(0, None), strict=False):
+            pass
+        earlier.close()
+
+    made = source(DataLoader(used, 4, num_workers=num_workers))
+    try:
+        read = [rows(list(made.batches(epoch, None))) for epoch in (0, 1)]
+    finally:
+        made.close()
+
+    assert read == whole
+
+
+@pytest.mark.parametrize("dataset", [Shuffled, TellsTheLast, Plain])
+def test_sources_of_one_stream_do_not_disturb_each_other(
+    dataset: type[Shuffled | Plain],
+) -> None:
+    """Read by turns, each gives what it would give alone."""
+    used = dataset()
+    options: dict[str, Any] = {"skip_to_resume": True}
+    alone = [
+        batches(DataLoader(dataset(), size), epoch, **options)
+        for size, epoch in ((4, 0), (8, 1))
+    ]
+    by_turns = [source(DataLoader(used, size), **options) for size in (4, 8)]
+    iterators = [made.batches(epoch, None) for epoch, made in enumerate(by_turns)]
+
+    read: list[list[Batch]] = [[], []]
+    for which in (0, 0, 1, 0, 1, 1, 0, 0, 0):
+        read[which].append(next(iterators[which]))
+    for made in by_turns:
+        made.close()
+
+    for one, other in zip(read, alone, strict=True):
+        assert rows(one) == rows(other)
+        assert [told(b) for b in one] == [told(b) for b in other]
+
+
+@pytest.mark.parametrize("forked", [True, False])
+@pytest.mark.parametrize("dataset", [Shuffled, TellsTheLast])
+def test_a_worker_knows_where_a_stream_begins_that_is_read_here(
+    dataset: type[Shuffled], *, forked: bool
+) -> None:
+    """It reads all of a stream that stands in its middle in the process it is of."""
+    used = dataset()
+    here = source(DataLoader(used, 4))
+    iterator = here.batches(0, None)
+    first = [next(iterator), next(iterator)]
+
+    there = source(DataLoader(used, 4, num_workers=int(forked)))
+    if not forked:
+        # A worker that is spawned has a copy of all; it is read in this process.
+        there._fetcher.recall()
+        there._reader._fetcher = pickle.loads(pickle.dumps(there._fetcher))  # noqa: S301
+    read = rows(list(there.batches(0, None)))
+    there.close()
+
+    assert read == rows(batches(DataLoader(dataset(), 4)))
+    assert rows(first) + rows(list(iterator)) == read
+    here.close()
+
+
+class Draws(Shuffled):
+    """Draws wherever it is asked something."""
+
+    def state_dict(self) -> dict[str, Any]:
+        random.random()  # noqa: S311
+        return super().state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        torch.rand(())
+        super().load_state_dict(state)
+
+
+def test_what_a_stream_draws_besides_leaves_the_process_alone() -> None:
+    """Opened, closed and opened again, it changes no stream of random numbers."""
+    before = random.getstate(), torch.get_rng_state().tolist()
+    used = Draws()
+
+    for _ in range(2):
+        made = source(DataLoader(used, 4))
+        next(made.batches(0, None))
+        made.close()
+
+    assert (random.getstate(), torch.get_rng_state().tolist()) == before

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,14 +9,20 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.fabric import Fabric
 from torch.utils.data import DataLoader
 
 from mtf_trainer import (
     CheckpointMismatchError,
+    CheckpointSettings,
     GenericTrainer,
+    GenericTrainerConfig,
+    Phase,
+    SnapshotSettings,
 )
 from mtf_trainer._ranks.comm_hooks import CommState
 from mtf_trainer.state import LocalState, RNGState
+from mtf_trainer.testing import Edge, run_whole, run_with_stops
 
 MakeTrainer = Callable[..., GenericTrainer]
 PLACE = Path("x.ckpt")
@@ -62,6 +69,89 @@ def test_state_of_other_objects_is_refused(
         with pytest.raises(CheckpointMismatchError, match=message):
             objects.check(PLACE, {**content, **change})
     objects.check(PLACE, content)
+
+
+class Precise(torch.optim.SGD):
+    """An optimizer that keeps more precision than its parameters have."""
+
+    def step(self, closure: Any = None) -> Any:
+        """Keep a sum in float64, counts as whole numbers and a past in float16."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                if not state:
+                    state["sum"] = torch.zeros_like(parameter, dtype=torch.float64)
+                    state["more"] = {"counts": torch.zeros(parameter.shape).long()}
+                    state["past"] = [parameter.detach().half(), 0]
+                state["sum"] += parameter.detach().double() / 3
+                state["more"]["counts"] += 1
+                state["past"] = [parameter.detach().half(), state["past"][1] + 1]
+                parameter.grad.add_(state["sum"].float() * 0.01)
+        return super().step(closure)
+
+
+class Copies(Precise):
+    """One whose state can be read and not be reached."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return a copy."""
+        return copy.deepcopy(super().state_dict())
+
+
+@pytest.mark.parametrize(
+    ("make_optimizer", "precision"),
+    [
+        (lambda p: Precise(p, lr=0.1), "32-true"),
+        (lambda p: torch.optim.Adagrad(p, lr=0.1), "bf16-true"),
+    ],
+)
+def test_state_of_an_optimizer_keeps_its_dtypes(
+    loader: DataLoader[Any], tmp_path: Path, make_optimizer: Any, precision: Any
+) -> None:
+    """Whatever the dtype of the parameters, a stopped run ends as one that was not."""
+
+    def make(run_dir: Path) -> Any:
+        fabric = Fabric(accelerator="cpu", devices=1, precision=precision)
+        torch.manual_seed(0)
+        model = torch.nn.Linear(4, 2)
+        config = GenericTrainerConfig(
+            run_dir=run_dir,
+            show_progress=False,
+            checkpoint=CheckpointSettings(asynchronous=False),
+            snapshot=SnapshotSettings(enabled=False),
+        )
+        optimizer = make_optimizer(model.parameters())
+        trainer = GenericTrainer(
+            config,
+            fabric,
+            model,
+            optimizer,
+            training_step=lambda t, batch, _: torch.nn.functional.cross_entropy(
+                t.model(batch[0]), batch[1]
+            ),
+        )
+        return trainer, lambda: trainer.fit(loader, max_epochs=2)
+
+    whole = run_whole(make, tmp_path / "whole")
+    stops = [Edge(Phase.TRAIN_BATCH_LOAD, 3), Edge(Phase.TRAIN_BATCH_LOAD, 8)]
+
+    assert run_with_stops(make, tmp_path / "stopped", stops) == whole.outcome
+
+
+def test_dtypes_that_cannot_be_kept_are_refused(
+    make_trainer: MakeTrainer, loader: DataLoader[Any]
+) -> None:
+    """An optimizer that changes them out of reach is an error, with its entry."""
+
+    def fit(epochs: int) -> None:
+        trainer = make_trainer(optimizer=lambda p: Copies(p, lr=0.1))
+        trainer.fit(loader, max_epochs=epochs)
+
+    fit(1)
+
+    problem = r"ckpt: optimizers\.0\.state: it makes a torch\.float64 another dtype"
+    with pytest.raises(CheckpointMismatchError, match=problem):
+        fit(2)
 
 
 def test_state_is_taken_over_whoever_has_the_weights(make_trainer: MakeTrainer) -> None:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import gc
+import multiprocessing
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,13 @@ from mtf_trainer import (
     GenericTrainer,
     GenericTrainerConfig,
     Phase,
+    StopReason,
     read_metrics,
+)
+
+# Loader workers are forked; from Python 3.12 on that warns where threads are about.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*multi-threaded, use of fork:DeprecationWarning"
 )
 
 MakeTrainer = Callable[..., GenericTrainer]
@@ -153,3 +162,150 @@ def test_batches_of_another_form_can_be_counted(
 
     (row,) = read_metrics(tmp_path / "metrics.jsonl")
     assert row["samples"] == 86
+
+
+class Told(IterableDataset[tuple[Tensor, Tensor]]):
+    """Gives 12 numbers as samples, and says where it stands."""
+
+    def __init__(self) -> None:
+        self.at = 0
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        while self.at < 12:
+            self.at += 1
+            yield torch.full((4,), float(self.at - 1)), torch.tensor(self.at % 2)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"at": self.at}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.at = state["at"]
+
+
+def noting(seen: list[float]) -> Callable[..., Tensor]:
+    """Return a step that notes the samples of its batch."""
+
+    def step(trainer: GenericTrainer, batch: Any, batch_idx: int) -> Tensor:
+        seen.extend(batch[0][:, 0].tolist())
+        return cross_entropy(trainer, batch, batch_idx)
+
+    return step
+
+
+def test_a_stream_may_be_used_again_in_a_process(make_trainer: MakeTrainer) -> None:
+    """A run that goes on, and one that is new, read all of each epoch's samples."""
+    stream, seen = Told(), list[float]()
+    interrupted = make_trainer(step=noting(seen))
+    interrupted.probe = lambda phase: phase is Phase.TRAIN_BATCH_LOAD and len(seen) >= 6
+    assert interrupted.fit(DataLoader(stream, 2), max_epochs=3).reason is (
+        StopReason.INTERRUPTED
+    )
+
+    make_trainer(step=noting(seen)).fit(DataLoader(stream, 2), max_epochs=3)
+
+    assert seen == [*range(12)] * 3
+    assert len(make_trainer().predict(DataLoader(stream, 2))) == 6
+    assert stream.at == 0
+
+
+def refuse(*_: object) -> Tensor:
+    """Stand in for a step that goes wrong."""
+    message = "refused"
+    raise ArithmeticError(message)
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("use", ["validate", "test", "predict"])
+def test_nothing_is_left_of_an_evaluation(
+    make_trainer: MakeTrainer,
+    data: TensorDataset,
+    monkeypatch: pytest.MonkeyPatch,
+    use: str,
+    *,
+    persistent: bool,
+) -> None:
+    """No worker, whether a step raises or not, and nothing that keeps the trainer."""
+    for wrong in (False, True):
+        trainer = make_trainer()
+        loader = DataLoader(data, 8, num_workers=1, persistent_workers=persistent)
+        if wrong:
+            monkeypatch.setattr(trainer, "validation_step", refuse)
+            monkeypatch.setattr(trainer, "predict_step", refuse)
+            with pytest.raises(ArithmeticError, match="refused"):
+                getattr(trainer, use)(loader)
+            monkeypatch.undo()
+        else:
+            getattr(trainer, use)(loader)
+
+        assert multiprocessing.active_children() == []
+        alive = weakref.ref(trainer)
+        del trainer
+        gc.collect()
+        assert alive() is None
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_evaluation_within_a_run_does_not_disturb_it(
+    make_trainer: MakeTrainer,
+    data: TensorDataset,
+    tmp_path: Path,
+    num_workers: int,
+    *,
+    stream: bool,
+) -> None:
+    """A callback evaluates with the loader that is being read, and even in vain."""
+    seen: list[float] = []
+
+    class Evaluates:
+        def __init__(self) -> None:
+            self.done: list[str] = []
+
+        def evaluate(self, trainer: GenericTrainer, where: str) -> None:
+            if where in self.done:
+                return
+            self.done.append(where)
+            before = seen.copy()
+            trainer.validate(loader)
+            whole, seen[:] = seen[len(before) :], before
+            assert sorted(whole) == sorted(every)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(trainer, "validation_step", refuse)
+                with pytest.raises(ArithmeticError):
+                    trainer.validate(loader)
+
+        def on_train_batch_end(self, trainer: GenericTrainer) -> None:
+            self.evaluate(trainer, "training")
+
+        def on_val_batch_end(self, trainer: GenericTrainer) -> None:
+            self.evaluate(trainer, "validation")
+
+    dataset: Any = Told() if stream else data
+    every = [*range(12)] if stream else data.tensors[0][:, 0].tolist()
+    loader: DataLoader[Any] = DataLoader(dataset, 8, num_workers=num_workers)
+
+    callback = Evaluates()
+    trainer = make_trainer(step=noting(seen), parts={"callbacks": [callback]})
+    trainer.fit(loader, loader)
+
+    assert callback.done == ["training", "validation"]
+    assert sorted(seen) == sorted(every * 2)
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [row["samples"] for row in rows if row["split"] == "val"] == [len(every)]
+
+
+def test_a_trainer_keeps_no_loader(
+    make_trainer: MakeTrainer, data: TensorDataset
+) -> None:
+    """What it has read may go, and its persistent workers end with the run."""
+    trainer = make_trainer()
+    alive = []
+    for epochs in (1, 2, 3):
+        loader = DataLoader(data, 8, num_workers=1, persistent_workers=True)
+        trainer.fit(loader, loader, max_epochs=epochs)
+        alive.append(weakref.ref(loader))
+        assert multiprocessing.active_children() == []
+    del loader
+    gc.collect()
+
+    assert [each() for each in alive] == [None] * 3

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from mtf_trainer import (
     EXIT_RESUME,
+    CheckpointSettings,
     DivergenceError,
     GenericTrainer,
     GuardSettings,
@@ -206,6 +207,55 @@ def test_divergence_rolls_back_with_lower_rates(
     assert result.epoch == 3
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [(row["step"], row["lr"]) for row in rows] == [(1, 0.5), (2, 0.25), (3, 0.25)]
+
+
+def test_last_step_that_diverges_is_taken_again(
+    make_trainer: MakeTrainer, loader: DataLoader[Any]
+) -> None:
+    """A run that goes back as it is to end takes all the steps that were asked for."""
+    trainer = make_trainer(
+        step=step_that_diverges_at(4),
+        optimizer=plain_sgd,
+        guard=GuardSettings(on_nonfinite="rollback"),
+        checkpoint=CheckpointSettings(asynchronous=False, every_n_steps=2),
+    )
+
+    result = trainer.fit(loader, max_steps=5)
+
+    assert (result.reason, result.global_step) == (StopReason.MAX_STEPS, 5)
+    assert result.checkpoint is not None
+    assert result.checkpoint.name == "epoch_000_step_000005.ckpt"
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
+
+
+def step_that_diverges_at(bad: int) -> Any:
+    """Return a step that has no number behind *bad* steps, as long as the rate is 0.1."""
+
+    def step(trainer: GenericTrainer, batch: Any, _: int) -> Tensor:
+        rate = trainer.optimizer.param_groups[0]["lr"]
+        is_bad = trainer.global_step == bad and rate == pytest.approx(0.1)
+        return cross_entropy(trainer, batch, 0) * (torch.nan if is_bad else 1.0)
+
+    return step
+
+
+def test_error_leaves_no_data_open(
+    make_trainer: MakeTrainer, data: TensorDataset
+) -> None:
+    """Behind a step that raised, the trainer holds no pipes to the loader's workers."""
+
+    def step(trainer: GenericTrainer, batch: Any, batch_idx: int) -> Tensor:
+        if batch_idx == 1:
+            message = "no more"
+            raise RuntimeError(message)
+        return cross_entropy(trainer, batch, batch_idx)
+
+    trainer = make_trainer(step=step)
+    before = set(Path("/proc/self/fd").iterdir())
+    with pytest.raises(RuntimeError, match="no more"):
+        trainer.fit(DataLoader(data, 8, num_workers=1, persistent_workers=True))
+
+    assert set(Path("/proc/self/fd").iterdir()) <= before
 
 
 def plain_sgd(parameters: Any) -> torch.optim.Optimizer:

@@ -21,6 +21,7 @@ from mtf_trainer import (
     GenericTrainer,
     GuardSettings,
     MetricsFileError,
+    Phase,
     SnapshotError,
     SnapshotSettings,
     StopReason,
@@ -28,6 +29,8 @@ from mtf_trainer import (
 )
 from mtf_trainer._loop.run_dir import memory_id
 from mtf_trainer._memory.shared_memory import SnapshotArea
+from mtf_trainer.state import RNGState
+from mtf_trainer.testing import Edge, run_whole, run_with_stops
 
 MakeTrainer = Callable[..., GenericTrainer]
 SHM = Path("/dev/shm")  # noqa: S108 - what the package uses
@@ -155,6 +158,31 @@ def test_snapshot_with_enough_steps_is_brought_to_the_disk(
     assert result.reason is StopReason.MAX_STEPS
     assert newest(run) == "epoch_000_step_000004.ckpt"
     assert left(run) == []
+
+
+def test_fit_with_nothing_left_leaves_random_streams_alone(
+    make_trainer: MakeTrainer, loader: DataLoader[Any], tmp_path: Path
+) -> None:
+    """The process keeps its own, and what goes to the disk has those of the snapshot."""
+    whole = make_trainer(step=step_of, run_dir=tmp_path / "whole")
+    whole.fit(loader)
+    interrupted(make_trainer, loader, tmp_path / "run")
+
+    trainer = make_trainer(snapshot=EVERY_STEP)
+    before = RNGState.capture()
+    trainer.fit(loader, max_steps=2)
+    after = RNGState.capture()
+    last = make_trainer(step=step_of)
+    last.fit(loader)
+    trainer = make_trainer(step=step_of)
+    again = RNGState.capture()
+    trainer.fit(loader)
+
+    for state, expected in ((after, before), (RNGState.capture(), again)):
+        assert torch.equal(state.torch_cpu, expected.torch_cpu)
+        assert state.python == expected.python
+    pairs = zip(last.model.parameters(), whole.model.parameters(), strict=True)
+    assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
 
 
 def test_copy_of_a_run_leaves_the_memory_of_the_first_alone(
@@ -481,6 +509,41 @@ def test_each_roll_back_lowers_the_rates_further_and_outlives_a_stop(
     again = make(0.1)
     again.fit(batches, max_epochs=3)
     assert again.optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("accumulation", "batch"), [(1, 7), (3, 7), (3, 9)])
+def test_stop_behind_the_end_of_the_best_epoch_leaves_it(
+    make_trainer: MakeTrainer,
+    loader: DataLoader[Any],
+    tmp_path: Path,
+    accumulation: int,
+    batch: int,
+) -> None:
+    """Before the next epoch's first step, the stop takes its name and not its rank."""
+
+    def make(run_dir: Path) -> Any:
+        trainer = make_trainer(
+            run_dir=run_dir,
+            gradient_accumulation_steps=accumulation,
+            checkpoint=CheckpointSettings(
+                asynchronous=False, keep_last_n=1, keep_best_k=1
+            ),
+            parts={"validation_step": lambda t, *_: torch.tensor(float(t.epoch))},
+        )
+        return trainer, lambda: trainer.fit(loader, loader, max_epochs=4)
+
+    whole = run_whole(make, tmp_path / "whole")
+    stop = Edge(Phase.TRAIN_BATCH_FORWARD, batch)
+
+    assert run_with_stops(make, tmp_path / "stopped", [stop]) == whole.outcome
+
+    steps = 6 // accumulation
+    for name in ("whole", "stopped"):
+        kept = sorted(tmp_path.glob(f"{name}/checkpoints/epoch*.ckpt"))
+        assert [path.name for path in kept] == [
+            f"epoch_001_step_{steps:06d}.ckpt",
+            f"epoch_004_step_{4 * steps:06d}.ckpt",
+        ]
 
 
 def test_lost_lines_of_metrics_are_told(

@@ -84,6 +84,30 @@ def test_steps_with_gradients_that_are_not_finite_can_be_skipped(
         assert trainer.global_step == 3
 
 
+def test_skipped_steps_are_steps_and_not_optimizers(
+    tmp_path: Path, fabric: Fabric, data: TensorDataset
+) -> None:
+    """A step that two optimizers leave out is one."""
+    model = nn.Sequential(linear(), nn.Linear(2, 2).double())
+    trainer = GenericTrainer(
+        GenericTrainerConfig(
+            run_dir=tmp_path,
+            show_progress=False,
+            checkpoint=CheckpointSettings(asynchronous=False),
+            guard=GuardSettings(on_nonfinite="skip"),
+        ),
+        fabric,
+        model,
+        [plain_sgd(part.parameters()) for part in model],
+        training_step=lambda t, batch, i: double_step(t, batch, i) * torch.nan,
+    )
+
+    trainer.fit(DataLoader(data, batch_size=15))
+
+    (row,) = read_metrics(tmp_path / "metrics.jsonl")
+    assert row["skipped_steps"] == 3
+
+
 def test_several_optimizers_and_a_plateau(
     tmp_path: Path, fabric: Fabric, data: TensorDataset
 ) -> None:

@@ -57,6 +57,41 @@ class Stream(IterableDataset[tuple[Tensor, Tensor]]):
         return (self.data[i] for i in range(len(self.data)))
 
 
+def test_gradients_that_no_optimizer_uses_are_of_their_window_alone(
+    make_trainer: MakeTrainer, loader: DataLoader[Any], tmp_path: Path
+) -> None:
+    """What is saved inside a window does not tell where the process began."""
+    certificates = []
+    for stops in ([13], [3, 13]):
+        run_dir = tmp_path / str(len(stops))
+        for stop in stops:
+            trainer = make_trainer(
+                run_dir=run_dir,
+                optimizer=lambda parameters: plain_sgd(list(parameters)[2:]),
+                gradient_accumulation_steps=3,
+            )
+            trainer.probe = stops_before_batch(trainer, stop)
+            trainer.fit(loader, max_epochs=3)
+        path = run_dir / "checkpoints/latest.ckpt"
+        content = torch.load(path, weights_only=True)
+        assert content["locals"][0]["grads"].keys() == content["model"].keys()
+        certificates.append(content["certificate"]["optimizer"])
+
+    assert certificates[0] == certificates[1]
+
+
+def stops_before_batch(trainer: GenericTrainer, number: int) -> Any:
+    """Return a probe that stops as batch *number* of the run, from 0, is to be loaded."""
+    epoch, batch_idx = divmod(number, 6)
+
+    def probe(phase: Phase) -> bool:
+        at = trainer._at
+        here = (at.epoch, at.train.batch_idx) == (epoch, batch_idx)
+        return phase is Phase.TRAIN_BATCH_LOAD and here
+
+    return probe
+
+
 @pytest.mark.parametrize("accumulate", [1, 3, 4, 100])
 @pytest.mark.parametrize("stream", [False, True])
 def test_accumulation_is_exact_at_the_ragged_end(

@@ -583,7 +583,7 @@ class Rows(torch.optim.SGD):
 def test_optimizer_may_keep_what_it_likes(
     script: Any, alone: Fabric, tmp_path: Path
 ) -> None:
-    """A tensor of another shape is saved whole, and comes back."""
+    """A tensor of another shape and dtype is saved whole, and comes back as it was."""
 
     def make() -> GenericTrainer:
         model = script.Model().double()
@@ -604,6 +604,8 @@ def test_optimizer_may_keep_what_it_likes(
 
     states: Any = trainer.optimizer.state.values()
     assert [s["rows"].full_tensor().tolist() for s in states] == [[10.0] * 3] * 5
+    # torch would have made it what the parameters are.
+    assert {s["rows"].dtype for s in states} == {torch.float32}
 
 
 @pytest.mark.parametrize("reaction", ["stop", "continue"])

@@ -33,7 +33,7 @@ def save(saver: Saver, epoch: int, value: int | None = None) -> Saved:
     """Save one checkpoint, large enough for more than one block."""
     weight = torch.full((100,), float(epoch if value is None else value))
     return saver.save(
-        {"model": {"weight": weight}, "resume": {"phase": "TRAIN_START_EPOCH"}},
+        {"model": {"weight": weight}, "resume": {"epoch": 1, "train": {}}},
         epoch=epoch,
         global_step=epoch,
         metrics={"loss": float(epoch)},

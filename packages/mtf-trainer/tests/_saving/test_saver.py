@@ -41,11 +41,12 @@ class KilledError(BaseException):
 
 
 def content(
-    value: int = 0, size: int = 10, phase: str = "TRAIN_BATCH_LOAD"
+    value: int = 0, size: int = 10, *, batch_idx: int = 1, window_batches: int = 0
 ) -> dict[str, Any]:
-    """Return something to keep."""
+    """Return something to keep, by default of the inside of an epoch."""
+    train = {"batch_idx": batch_idx, "window_batches": window_batches}
     return {
-        "resume": {"phase": phase, "timestamp": "now"},
+        "resume": {"epoch": 1, "train": train, "timestamp": "now"},
         "model": {"weight": torch.full((size,), float(value))},
         "value": value,
     }
@@ -54,9 +55,9 @@ def content(
 def save(saver: Saver, epoch: int, value: int | None = None, **more: Any) -> Saved:
     """Save one checkpoint, 10 steps an epoch."""
     value = epoch if value is None else value
-    phase = more.pop("phase", "TRAIN_START_EPOCH")
+    batch_idx = more.pop("batch_idx", 0)
     return saver.save(
-        content(value, phase=phase, **more),
+        content(value, batch_idx=batch_idx, **more),
         epoch=epoch,
         global_step=10 * epoch,
         metrics={"loss": float(value)},
@@ -589,7 +590,7 @@ def test_the_oldest_go_and_the_best_stay(folder: Path) -> None:
     for epoch, loss in losses.items():
         # A new one each time: what counts lies in the folder.
         Saver(folder, settings, parent=None).save(
-            content(epoch, phase="TRAIN_START_EPOCH"),
+            content(epoch, batch_idx=0),
             epoch=epoch,
             global_step=epoch,
             metrics={"loss": loss},
@@ -617,6 +618,23 @@ def test_stop_inside_an_epoch_is_no_end_of_one(folder: Path) -> None:
         "epoch_003_step_000030.ckpt",
         "latest.ckpt",
     ]
+
+
+def test_stop_before_an_epochs_first_step_counts_as_the_end_before(folder: Path) -> None:
+    """What takes the place of the best, with the same weights, stays as the best does."""
+    settings = replace(SETTINGS, keep_last_n=1, keep_every_n_epochs=2, keep_best_k=1)
+    saver = Saver(folder, settings, parent=None)
+    for epoch, loss in enumerate([0.1, 0.3, 0.2, 0.4], start=1):
+        for batches in (0, 2):
+            saver.save(
+                content(epoch, batch_idx=batches, window_batches=batches),
+                epoch=epoch,
+                global_step=10 * epoch,
+                metrics={"loss": loss},
+            )
+
+    kept = CheckpointManager(folder, settings).list()
+    assert [path.name[:9] for path in kept] == ["epoch_004", "epoch_002", "epoch_001"]
 
 
 def test_newer_ones_are_never_deleted(folder: Path) -> None:

@@ -226,6 +226,24 @@ def test_changed_digest_in_a_line_is_found(run: Run, part: str) -> None:
     assert run.problems()[0].endswith("line 2: its digest does not follow from its parts")
 
 
+@pytest.mark.parametrize(
+    "change", [{"is_epoch_end": True}, {"values": {"loss": 0.0}}, {"values": None}]
+)
+def test_what_retention_goes_by_follows_from_the_checkpoint(
+    run: Run, change: dict[str, Any]
+) -> None:
+    """A line that would make retention keep or delete another checkpoint is found."""
+    lines = run.lines()
+    lines[3] |= change
+    run.write_lines(lines)
+
+    (name,) = change
+    (problem, *_) = run.problems()
+    assert problem == (
+        f"epoch_000_step_000004.ckpt: is not what line 4 says: {name} differs"
+    )
+
+
 def test_removed_line_is_a_gap(run: Run) -> None:
     """A line that is missing is found by the one that was trained from it."""
     lines = run.lines()
@@ -349,6 +367,8 @@ def test_malformed_content_is_a_problem(run: Run, change: Any, told: str) -> Non
         ({"resume": {"epoch": 0}}, "should have the name of no checkpoint"),
         ({"resume": {"epoch": 0, "global_step": 8}}, "the name epoch_000_step_000008"),
         ({"metrics_bytes": -1}, "does not say how long"),
+        ({"metrics": 3}, "is not what line 5 says: values differs"),
+        ({"metrics": {"loss": 10**400}}, "is not what line 5 says: values differs"),
     ],
 )
 def test_certified_nonsense_is_a_problem(run: Run, change: Any, told: str) -> None:

@@ -7,6 +7,7 @@ which an epoch of the whole may hold several.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, Protocol
 from zlib import crc32
 
@@ -151,8 +152,9 @@ class MultiSource:
 
     def close(self) -> None:
         """End the workers of all loaders."""
-        for part in self._parts.values():
-            part.close()
+        with ExitStack() as stack:
+            for part in self._parts.values():
+                stack.callback(part.close)
 
     def stop(self) -> None:
         """End the workers that would not be used again."""

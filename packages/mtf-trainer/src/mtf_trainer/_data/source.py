@@ -74,4 +74,7 @@ class Source(Protocol):
         """Return what must not differ between two runs of one training, by name."""
 
     def close(self) -> None:
-        """End loader workers that are still there; again is harmless."""
+        """End loader workers that are still there, and leave the data as they were found.
+
+        Again is harmless.
+        """

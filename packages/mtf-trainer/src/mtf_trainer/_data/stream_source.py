@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from lightning.fabric import Fabric
 from torch.utils.data import DataLoader
 
+from mtf_trainer._data.beginning import Beginning
 from mtf_trainer._data.reader import Reader, in_worker
 from mtf_trainer._data.source import Batch, Cursor
 from mtf_trainer._data.streams import KeptStreams, mix, mix_in, seed_streams
@@ -32,7 +33,8 @@ class StreamSource:
 
     A data set with ``state_dict()`` and ``load_state_dict()`` goes on where its state
     says. Both are called on the one that is read, also before it is read, and each epoch
-    begins from the state it had then. ``set_epoch(epoch)`` is called where there is one.
+    begins from the state it had then, which `close` gives back to it. Others may read it
+    meanwhile. ``set_epoch(epoch)`` is called where there is one.
 
     Args:
         fabric: Says which process this is, and takes batches to the device.
@@ -92,6 +94,7 @@ class StreamSource:
             self._reader.stop()
             return iter(())
         begin = _Begin(epoch, cursor)
+        self._fetcher.recall()
         answers = self._reader.read(
             lambda: chain([begin], repeat(None)), mix(self._seed, epoch, _WORKERS)
         )
@@ -146,7 +149,7 @@ class StreamSource:
         return {"global_batch": self._per_window * self._fabric.world_size}
 
     def close(self) -> None:
-        """End the worker."""
+        """End the worker, and put what was read here back to its beginning."""
         self._reader.close()
         self._fetcher.end()
 
@@ -182,9 +185,11 @@ class _StreamFetcher:
         self._per_window = per_window
         self._drop_last = loader.drop_last
         self._has_state = _has_state(self.dataset)
-        self._initial: tuple[Any] | None = None
+        self._key = object()
+        self._beginning: Beginning | None = None
         self._samples: Iterator[Any] = iter(())
         self._epoch = self._position = 0
+        self._state: Any = None
 
     def __getitem__(self, request: _Begin | None) -> _Read | None:
         if in_worker():
@@ -192,13 +197,28 @@ class _StreamFetcher:
         with KeptStreams():
             return self._answer(request)
 
+    def recall(self) -> None:
+        """See where the stream begins, as far as this process knows; for a worker's copy."""
+        if self._has_state and self._beginning is None:
+            with KeptStreams():
+                self._beginning = Beginning.known(self.dataset)
+
     def end(self) -> None:
-        """Let go of what the stream holds open in this process."""
+        """Let go of what the stream holds open in this process, and give it back."""
         self._samples = iter(())
+        beginning, self._beginning = self._beginning, None
+        if beginning is not None and beginning.is_taken_by(self._key):
+            with KeptStreams():
+                beginning.give_back(self.dataset)
 
     def _answer(self, request: _Begin | None) -> _Read | None:
+        beginning = self._beginning
         if request is not None:
             self._open(request)
+        elif beginning is not None and not beginning.is_taken_by(self._key):
+            # Another has read it: it goes on as a run that was stopped here would.
+            state = {} if self._state is None else {"state": self._state}
+            self._open(_Begin(self._epoch, {"samples": self._position, **state}))
         return self._next()
 
     def _open(self, begin: _Begin) -> None:
@@ -206,10 +226,9 @@ class _StreamFetcher:
         self._samples, self._epoch, self._position = iter(()), begin.epoch, 0
         seed_streams(mix(self._seed, begin.epoch, _OPEN))
         if self._has_state:
-            if self._initial is None:
-                self._initial = (deepcopy(dataset.state_dict()),)
-            else:
-                dataset.load_state_dict(deepcopy(self._initial[0]))
+            if self._beginning is None:
+                self._beginning = Beginning.of(dataset)
+            self._beginning.take(dataset, self._key)
         if callable(tell := getattr(dataset, "set_epoch", None)):
             tell(begin.epoch)
         if cursor is not None and "state" in cursor:
@@ -241,12 +260,12 @@ class _StreamFetcher:
             samples += taken
         count = len(samples)
         if count == 0 or (self._drop_last and count < size):
-            self.end()
+            self._samples = iter(())
             return None
-        state = deepcopy(self.dataset.state_dict()) if self._has_state else None
+        self._state = deepcopy(self.dataset.state_dict()) if self._has_state else None
         seed_streams(mix(self._seed, self._epoch, _COLLATE, first))
         data = self._collate(samples[0] if self._batch_size is None else samples)
-        return _Read(data, count, self._position, state)
+        return _Read(data, count, self._position, self._state)
 
 
 def _has_state(dataset: Any) -> bool:

@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 from mtf_trainer._hooks import Hooks
 from mtf_trainer._loop.form import reading
 from mtf_trainer._loop.match import check_groups, check_like, check_tensors
+from mtf_trainer._loop.optimizer_step import restore_dtypes
 from mtf_trainer._loop.schedulers import (
     SchedulerSpec,
     like_own,
@@ -221,7 +222,9 @@ class Objects:
             self.model.load_state_dict(state["model"])
         for index, optimizer in enumerate(self.optimizers):
             with reading(place, f"optimizers.{index}.state"):
-                optimizer.load_state_dict(state["optimizers"][index]["state"])
+                saved = state["optimizers"][index]["state"]
+                optimizer.load_state_dict(saved)
+                restore_dtypes(optimizer, saved)
         for index, spec in enumerate(self.schedulers):
             saved = state["schedulers"][index]["state"]
             with reading(place, f"schedulers.{index}.state"):

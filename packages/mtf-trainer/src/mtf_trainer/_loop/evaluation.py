@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from mtf_trainer._data import sources
+from mtf_trainer._data.source import Batch, Source
 from mtf_trainer._loop.means import Average, Means, combine
 from mtf_trainer._loop.phase_loop import PhaseLoop
 from mtf_trainer._ranks.sharding import is_sharded
@@ -27,7 +28,6 @@ class Evaluation(PhaseLoop):
     """Uses a model without training it. The subclass sets what is declared here."""
 
     _trackers: Trackers
-    _sources: dict[tuple[int, bool], tuple[object, Any]]
 
     def validate(self, loader: Loader) -> dict[str, float]:
         """Return the means of what the validation step returns, weighted by samples.
@@ -40,13 +40,11 @@ class Evaluation(PhaseLoop):
             ValueError: If a step returns no loss.
             TypeError: If a step returns something else than tensors and numbers.
         """
-        source, held = self._source(loader), self._batch
         means: dict[str, Means] = {}
-        with self._evaluating():
-            for batch_idx, batch in enumerate(source.batches(0, None)):
+        with self._evaluating(loader) as batches:
+            for batch_idx, batch in enumerate(batches):
                 self._batch = batch
                 self._evaluate(batch, batch_idx, means)
-        self._batch = held
         if not means:
             message = "the loader has no batches"
             raise DataError(message)
@@ -69,28 +67,31 @@ class Evaluation(PhaseLoop):
         Raises:
             DataError: If *loader* cannot be run.
         """
-        found, held = [], self._batch
-        with self._evaluating(), torch.no_grad():
-            for batch_idx, batch in enumerate(self._source(loader).batches(0, None)):
+        found = []
+        with self._evaluating(loader) as batches, torch.no_grad():
+            for batch_idx, batch in enumerate(batches):
                 self._batch = batch
                 # All processes take part in a forward pass of a sharded model.
                 if batch.num_samples or is_sharded(self.fabric):
                     value = self.predict_step(batch.data, batch_idx)
                     if batch.num_samples:
                         found.append(_to_cpu(value))
-        self._batch = held
         return found
 
     @contextmanager
-    def _evaluating(self) -> Iterator[None]:
+    def _evaluating(self, loader: Loader) -> Iterator[Iterator[Batch]]:
+        """Give what *loader* reads to an evaluating model, and leave all as it was."""
+        source, held = self._source(loader), self._batch
         modes = [module.training for module in self.model.modules()]
         swaps = self.ema is not None and not self.ema.swapped
         self.model.eval()
         if swaps:
             cast(WeightAverage, self.ema).swap()
         try:
-            yield
+            with closing(source):
+                yield source.batches(0, None)
         finally:
+            self._batch = held
             if swaps:
                 cast(WeightAverage, self.ema).swap()
             for module, mode in zip(self.model.modules(), modes, strict=True):
@@ -118,23 +119,17 @@ class Evaluation(PhaseLoop):
         """
         return sources.count_samples(batch)
 
-    def _source(self, loader: Loader, *, training: bool = False) -> Any:
-        """Return what the loop reads *loader*'s batches from, made once."""
-        known = self._sources.get((id(loader), training))
-        if known is None:
-            accumulation = self.config.gradient_accumulation_steps if training else 1
-            source = sources.make_source(
-                self.fabric,
-                loader,
-                seed=self.config.seed,
-                accumulation=accumulation,
-                num_samples=self.num_samples,
-                skip_to_resume=self.config.skip_to_resume,
-                training=training,
-            )
-            # The key is good as long as the loader lives, so it is kept beside.
-            known = self._sources[id(loader), training] = (loader, source)
-        return known[1]
+    def _source(self, loader: Loader, *, training: bool = False) -> Source:
+        """Return what *loader*'s batches are read from; the caller closes it."""
+        return sources.make_source(
+            self.fabric,
+            loader,
+            seed=self.config.seed,
+            accumulation=self.config.gradient_accumulation_steps if training else 1,
+            num_samples=self.num_samples,
+            skip_to_resume=self.config.skip_to_resume,
+            training=training,
+        )
 
 
 def average_of(loader: Loader) -> Average:

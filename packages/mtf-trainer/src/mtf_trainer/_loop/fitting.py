@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import cast
 
 from mtf_trainer._data.source import Source
 from mtf_trainer._guards.guard import Guard
@@ -114,7 +113,8 @@ class Fitting(PhaseLoop):
         return lambda _: target.reached(self._at.shared()["resume"])
 
     def _leave(self) -> None:
-        """Leave the model with its own weights, wherever the run was left."""
+        """Leave the model with its own weights, and no data open, wherever the run was."""
+        self._batch = self._train_batches = self._val_batches = None
         if self.ema is not None and self.ema.swapped:
             self.ema.swap()
 
@@ -132,14 +132,12 @@ class Fitting(PhaseLoop):
                     return StopReason.MAX_STEPS
                 if self._at.phase is not Phase.TRAINING_COMPLETE:
                     run.check_start()
-                run.keeper.start_streams()
+                    run.keeper.start_streams()
                 self._drive(run)
             except Stopped:
-                try:
-                    run.keeper.save(run, wait=True)
-                except RollBack as error:
-                    self._roll_back(run, error)
-                return cast(StopReason, run.stopping)
+                self._save_stop(run)
+                if run.stopping is not None:
+                    return run.stopping
             except RollBack as error:
                 self._roll_back(run, error)
             else:
@@ -147,6 +145,15 @@ class Fitting(PhaseLoop):
                     return StopReason.ENDED
                 enough = self._at.epoch >= run.max_epochs
                 return StopReason.COMPLETED if enough else StopReason.MAX_STEPS
+
+    def _save_stop(self, run: Run) -> None:
+        """Save where the run is to stop; if it had to go back, it may not be there yet."""
+        try:
+            run.keeper.save(run, wait=True)
+        except RollBack as error:
+            self._roll_back(run, error)
+            if run.stopping is StopReason.MAX_STEPS:
+                run.stopping = None
 
     def _roll_back(self, run: Run, error: RollBack) -> None:
         """Go back to the last checkpoint, which is saved once more."""

@@ -306,16 +306,14 @@ class Keeper:
                 packed = storage.pack(self._content(run, whole=whole))
                 return packed if leads else {"locals": packed["locals"]}
 
-            snapshots.take(
-                capture,
-                epoch=at.epoch,
-                step=at.global_step,
-            )
+            snapshots.take(capture, epoch=at.epoch, step=at.global_step)
 
     def _content(self, run: Run, *, whole: bool = True) -> dict[str, Any]:
         """Return this safe point, with this process's own part; or that part alone."""
         at, fabric = self._at, self._fabric
         local = at.local()
+        if self._streams is not None:
+            local.rng = self._streams
         self._objects.take_local(local, in_window=at.in_window)
         plain = local.to_plain()
         if not whole:
@@ -350,7 +348,6 @@ class Keeper:
         if self.snapshots is not None:
             self.snapshots.remove()
         # The lower rates must outlive a kill; the same place is written once more.
-        self.start_streams()
         self.save(run, wait=True)
         if run.progress is not None:
             run.progress.note(f"{why}: back to {found[0].name} with lower learning rates")

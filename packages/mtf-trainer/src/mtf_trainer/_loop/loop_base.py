@@ -6,6 +6,7 @@ Shapes: the loss is one number; a batch is whatever the loader's collate functio
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -59,6 +60,8 @@ class LoopBase:
         self._at = self._new_state()
         # Loaders of which a batch is to come before label smoothing counts as unused.
         self._unsmoothed: set[str] = set()
+        self._trains = False
+        self._parameters = list(model.parameters())
         self._distributed = fabric.world_size > 1
         self._scaler: Any = getattr(fabric.strategy.precision, "scaler", None)
         self._step = OptimizerStep(
@@ -98,6 +101,15 @@ class LoopBase:
     def validation_step(self, batch: Any, batch_idx: int) -> StepResult:
         """Return the mean loss over *batch* likewise."""
         raise NotImplementedError
+
+    @contextmanager
+    def _in_step(self, *, trains: bool) -> Iterator[None]:
+        """Say meanwhile whether the step is one of training."""
+        before, self._trains = self._trains, trains
+        try:
+            yield
+        finally:
+            self._trains = before
 
     def _next(
         self, run: Run, source: Source, batches: Iterator[Batch], title: str

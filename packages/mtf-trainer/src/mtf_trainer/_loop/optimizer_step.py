@@ -6,7 +6,7 @@ wanted step, by the scaler where losses are scaled (fp16).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -14,7 +14,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-__all__ = ["OptimizerStep"]
+__all__ = ["OptimizerStep", "restore_dtypes"]
 
 
 class OptimizerStep:
@@ -46,7 +46,7 @@ class OptimizerStep:
 
     def take(
         self, chosen: Iterable[int], factor: float, *, skips: bool
-    ) -> tuple[Tensor | None, int]:
+    ) -> tuple[Tensor | None, bool]:
         """Step the *chosen* optimizers; their gradients stay.
 
         Args:
@@ -56,11 +56,11 @@ class OptimizerStep:
                 device.
 
         Returns:
-            The norm of all gradients before they were clipped, if that is on, and how
-            many optimizers were left out.
+            The norm of all gradients before they were clipped, if that is on, and
+            whether an optimizer was left out.
         """
         norms: list[Tensor] = []
-        skipped = 0
+        skipped = False
         for index in chosen:
             optimizer = self._optimizers[index]
             if factor != 1.0:
@@ -70,7 +70,7 @@ class OptimizerStep:
             if skips:
                 found = norms[-1] if norms else _norm_of(optimizer)
                 if not torch.isfinite(found):
-                    skipped += 1
+                    skipped = True
                     continue
             self._step(optimizer)
         if self._scales_several:
@@ -92,6 +92,39 @@ class OptimizerStep:
             self._scaler.step(cast(Any, optimizer).optimizer)
         else:
             optimizer.step()
+
+
+def restore_dtypes(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
+    """Give *optimizer*, which has loaded *saved*, its state in the dtypes that it had.
+
+    torch makes all of it but ``step`` of the parameter's, which rounds what was kept in
+    more precision.
+
+    Raises:
+        ValueError: If that cannot be done, as its ``state_dict`` is a copy.
+    """
+    for _ in range(2):
+        changed: list[Tensor] = []
+        # It holds the live entries: what is replaced in it is replaced there.
+        _as_saved(optimizer.state_dict()["state"], saved["state"], changed)
+    if changed:
+        message = f"it makes a {changed[0].dtype} another dtype, which is not exact"
+        raise ValueError(message)
+
+
+def _as_saved(own: Any, saved: Any, changed: list[Tensor]) -> Any:
+    """Return *own* with the tensors of *saved* in place of those of another dtype."""
+    if isinstance(own, Tensor) and isinstance(saved, Tensor):
+        if own.dtype != saved.dtype:
+            changed.append(saved)
+            return saved.to(own.device)
+    elif isinstance(own, dict) and isinstance(saved, Mapping):
+        for key in [key for key in own if key in saved]:
+            own[key] = _as_saved(own[key], saved[key], changed)
+    elif isinstance(own, list | tuple) and isinstance(saved, list | tuple):
+        pairs = zip(own, saved, strict=False)
+        return type(own)(_as_saved(*pair, changed) for pair in pairs)
+    return own
 
 
 def _scale_gradients(optimizer: Optimizer, factor: float) -> None:

@@ -25,6 +25,7 @@ from mtf_trainer.config import GenericTrainerConfig
 __all__ = [
     "as_list",
     "as_spec",
+    "check_optimizers",
     "check_parts",
     "deterministic",
     "set_up_model",
@@ -86,7 +87,7 @@ def check_parts(
     if not optimizers:
         message = "optimizer must be a torch.optim.Optimizer, or several; there is none"
         raise TypeError(message)
-    _check_kinds(optimizers)
+    check_optimizers(optimizers)
     wrapped = [is_wrapped(part) for part in (model, *optimizers)]
     if any(wrapped) and not all(wrapped):
         message = "fabric must have set up both model and optimizer, or neither"
@@ -98,7 +99,13 @@ def check_parts(
     _check_schedulers(optimizers, schedulers)
 
 
-def _check_kinds(optimizers: Sequence[object]) -> None:
+def check_optimizers(optimizers: Sequence[object]) -> None:
+    """Accept optimizers whose steps can be taken and saved.
+
+    Raises:
+        TypeError: If one is something else.
+        ValueError: If one is of another kind.
+    """
     for optimizer in optimizers:
         if not isinstance(optimizer, Optimizer):
             message = f"optimizer must be a torch.optim.Optimizer, not {optimizer!r}"

@@ -130,7 +130,7 @@ class PhaseLoop(ValPhases):
             self._train_batch_load(run)
         batch = cast(Batch, self._batch)
         self._weight = self._at.window.weight(batch, self.fabric.world_size)
-        with self._gradients(batch):
+        with self._gradients(batch), self._in_step(trains=True):
             result = self.training_step(batch.data, self._at.train.batch_idx)
         if self._unsmoothed:
             self._unsmoothed.discard(batch.loader)
@@ -192,6 +192,9 @@ class PhaseLoop(ValPhases):
     def _zero_grad(self) -> None:
         for optimizer in self.optimizers:
             optimizer.zero_grad()
+        # Those in no optimizer would grow with the batches of this process.
+        for parameter in self._parameters:
+            parameter.grad = None
 
     def _scheduler_batch_step(self, run: Run) -> Phase:  # noqa: ARG002 - one form for all
         chosen = self._at.train.optimizers

@@ -57,7 +57,7 @@ class ValPhases(LoopBase):
 
     def _evaluate(self, batch: Batch, batch_idx: int, into: dict[str, Means]) -> None:
         """Take a validation step, and count what it returns under the batch's loader."""
-        with torch.no_grad():
+        with torch.no_grad(), self._in_step(trains=False):
             loss, others = loss_of(self.validation_step(batch.data, batch_idx))
         means = into.get(batch.loader)
         if means is None:

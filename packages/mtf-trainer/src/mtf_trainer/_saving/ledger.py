@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["LEDGER", "Ledger", "plain_values"]
+__all__ = ["LEDGER", "Ledger", "is_epoch_end", "plain_values"]
 
 LEDGER = "chain.jsonl"
 
@@ -30,6 +30,28 @@ def plain_values(metrics: Mapping[str, float]) -> dict[str, float | None]:
     """
     values = {name: float(value) for name, value in metrics.items()}
     return {name: v if math.isfinite(v) else None for name, v in values.items()}
+
+
+def is_epoch_end(content: Mapping[str, Any]) -> bool:
+    """Tell whether *content* has the weights that an epoch ended with.
+
+    It has them until the next epoch's first step. What a stop before that step saves has
+    the name of the epoch's end and takes its place, so it must count as that.
+
+    >>> def behind(num_batches, *, of_window):
+    ...     train = {"batch_idx": num_batches, "window_batches": of_window}
+    ...     return {"resume": {"epoch": 1, "train": train}}
+    >>> is_epoch_end(behind(0, of_window=0)), is_epoch_end(behind(2, of_window=2))
+    (True, True)
+    >>> is_epoch_end(behind(2, of_window=0))
+    False
+    """
+    resume = content.get("resume")
+    train = resume.get("train") if isinstance(resume, Mapping) else None
+    if not isinstance(resume, Mapping) or not isinstance(train, Mapping):
+        return False
+    has_ended = resume.get("epoch") not in (None, 0)
+    return has_ended and train.get("batch_idx") == train.get("window_batches")
 
 
 class Ledger:

@@ -24,9 +24,9 @@ class Entry:
         name: Its file name.
         epoch: Epochs finished.
         global_step: Optimizer steps taken.
-        metric: What tells the best; None, like NaN, never counts among them. Inside an
-            epoch it is that of the epoch before, and does not count either.
-        is_epoch_end: Whether it stands between two epochs.
+        metric: What tells the best; None, like NaN, never counts among them. Behind an
+            epoch's first step it is that of the epoch before, and does not count either.
+        is_epoch_end: Whether it has the weights that an epoch ended with.
         is_good: Whether it is what was written.
     """
 

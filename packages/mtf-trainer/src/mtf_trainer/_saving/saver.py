@@ -46,7 +46,7 @@ from mtf_trainer._saving.files import (
     sync_folder,
     writing,
 )
-from mtf_trainer._saving.ledger import Ledger, plain_values
+from mtf_trainer._saving.ledger import Ledger, is_epoch_end, plain_values
 from mtf_trainer._saving.retention import Entry, to_delete
 from mtf_trainer.config import CheckpointSettings
 from mtf_trainer.errors import (
@@ -71,7 +71,6 @@ _CANNOT_SAVE = (
     ValueError,
     MetricsFileError,
 )
-_BETWEEN_EPOCHS = {"TRAIN_START_EPOCH", "TRAINING_COMPLETE"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,7 +155,7 @@ class Saver:
                     "name": path.name,
                     "epoch": epoch,
                     "global_step": global_step,
-                    "is_epoch_end": _is_epoch_end(content),
+                    "is_epoch_end": is_epoch_end(content),
                     "values": plain_values(metrics),
                     **certificate.to_plain(),
                 }
@@ -360,11 +359,6 @@ def _digests_of(path: Path) -> list[str]:
         return recorded_digests(path) if path.exists() else []
     except CheckpointDamagedError:
         return []
-
-
-def _is_epoch_end(content: Mapping[str, Any]) -> bool:
-    resume = content.get("resume")
-    return isinstance(resume, dict) and str(resume.get("phase")) in _BETWEEN_EPOCHS
 
 
 def _signature(path: Path) -> tuple[int, ...]:

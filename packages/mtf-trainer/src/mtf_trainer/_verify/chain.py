@@ -37,6 +37,8 @@ class Link:
         epoch: Epochs finished.
         global_step: Optimizer steps taken.
         certificate: What it was.
+        is_epoch_end: As the line says, whatever that is, for retention.
+        values: Likewise.
     """
 
     number: int
@@ -44,6 +46,8 @@ class Link:
     epoch: int
     global_step: int
     certificate: Certificate
+    is_epoch_end: object = None
+    values: object = None
 
 
 @dataclass(kw_only=True, slots=True)
@@ -127,4 +131,6 @@ def _parse(number: int, line: bytes) -> Link:
         epoch=counts[0],
         global_step=counts[1],
         certificate=certificate,
+        is_epoch_end=row.get("is_epoch_end"),
+        values=row.get("values"),
     )

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from mtf_trainer._saving.content import check_digest, load_content
 from mtf_trainer._saving.encryption import Keyring
 from mtf_trainer._saving.files import LATEST, checkpoint_name, checkpoints_in
-from mtf_trainer._saving.ledger import LEDGER
+from mtf_trainer._saving.ledger import LEDGER, is_epoch_end, plain_values
 from mtf_trainer._saving.sharded import load_certified
 from mtf_trainer._verify.chain import Chain, Link, Problem, read_chain
 from mtf_trainer.certificate import PARTS, Certificate, MetricsDigest, check
@@ -235,15 +235,18 @@ def _examine(path: Path, settings: CheckpointSettings, links: list[Link]) -> _Fo
         size = metrics_bytes_of(content)
     except (VerificationError, TypeError, ValueError) as error:
         return _Found(problem=str(error), number=newest)
-    number = next((x.number for x in named if x.certificate == own), None)
+    line = next((link for link in named if link.certificate == own), None)
+    number = None if line is None else line.number
     problem = None
     if differing:
         problem = f"is not what was certified: {_listed(differing)}"
     elif not named:
         problem = "has no line in the ledger"
-    elif number is None:
+    elif line is None:
         differing = _differing(own, named[0].certificate)
         problem = f"is not what line {newest} says: {_listed(differing)}"
+    elif differing := _misjudged(line, content):
+        problem = f"is not what line {number} says: {_listed(differing)}"
     elif _name_of(content) != path.name:
         problem = (
             f"holds what should have the name {_name_of(content) or 'of no checkpoint'}"
@@ -272,6 +275,17 @@ def _name_of(content: Mapping[str, Any]) -> str | None:
     if type(epoch) is not int or type(step) is not int:
         return None
     return checkpoint_name(epoch, step)
+
+
+def _misjudged(line: Link, content: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the entries of *line* for retention that do not follow from *content*."""
+    try:
+        values = plain_values(content.get("metrics", {}))
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        values = None
+    told = {"is_epoch_end": line.is_epoch_end, "values": line.values}
+    true = {"is_epoch_end": is_epoch_end(content), "values": values}
+    return tuple(name for name, value in true.items() if told[name] != value)
 
 
 def _differing(one: Certificate, other: Certificate) -> tuple[str, ...]:
