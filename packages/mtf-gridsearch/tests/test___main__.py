@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from mtf_gridsearch import GridSearchExecutor, ParameterGrid
 from mtf_gridsearch.__main__ import main
 
 SEARCH = """\
@@ -212,3 +214,25 @@ def test_the_definition_that_is_saved_is_run_again(project: Path) -> None:
     for where in (folder(project), project / "experiments" / "other"):
         assert main(["run", str(saved), "--folder", str(where)]) == 0
     assert saved.read_text("utf-8") == before
+
+
+def test_what_was_saved_of_a_model_is_run_again(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file of a search over a pydantic model is read by its class, and goes on."""
+    (project / "my_configs.py").write_text(
+        "from pydantic import BaseModel\nclass Config(BaseModel):\n"
+        "    experiment_name: str = 'typed'\n    entry_point: str = 'train.py'\n"
+        "    lr: float = 0.1\n    kw: dict[str, int] = {}\n",
+        "utf-8",
+    )
+    monkeypatch.syspath_prepend(project)
+    config = importlib.import_module("my_configs").Config()
+    try:
+        grid = ParameterGrid("g").add_parameter("kw.x", [1]).add_parameter("lr", ["0.2"])
+        result = GridSearchExecutor().execute_grid_search(config, grid)
+        assert main(["run", str(result.folder / "search_config.yaml")]) == 0
+    finally:
+        del sys.modules["my_configs"]
+    assert folder(project).name == result.folder.name
+    assert (folder(project) / "journal.jsonl").read_text("utf-8").count("submitted") == 1

@@ -1,8 +1,13 @@
+from __future__ import annotations
+
+import functools
+import operator
 import random
 from typing import Any
 
 import pytest
 
+from mtf_gridsearch import _yaml
 from mtf_gridsearch._combined import Combinations, _shuffled
 from mtf_gridsearch.distributions import uniform
 from mtf_gridsearch.errors import GridError
@@ -49,6 +54,62 @@ def test_drawing_from_combined_grids() -> None:
     assert (DRAWN * refused).draw(choose) is None
     sample = ((A + DRAWN) * B).sample(20, seed=3)
     assert {"x", "u"} == {key for each in sample for key in each} - {"y"}
+
+
+def test_many_are_joined_without_nesting() -> None:
+    """Sums of sums are one sum, products of products one: in memory and in a file."""
+    parts = [ParameterGrid(f"p{n}").add_parameter("x", [n, n + 0.5]) for n in range(500)]
+    total = functools.reduce(operator.add, parts)
+    assert len(total.to_plain()["concatenated"]) == 500
+    assert (len(total), total[999], {"x": 7} in total) == (1000, {"x": 499.5}, True)
+    assert list(total)[:2] == [{"x": 0}, {"x": 0.5}]
+    keys = [ParameterGrid(f"k{n}").add_parameter(f"k{n}", [n]) for n in range(500)]
+    crossed = A * functools.reduce(operator.mul, keys) * B
+    assert len(crossed.to_plain()["crossed"]) == 502
+    rows = list(crossed)
+    assert rows == [crossed[n] for n in range(4)]
+    assert [(row["x"], row["y"]) for row in rows] == [(1, 3), (1, 4), (2, 3), (2, 4)]
+    assert all(row in crossed for row in rows)
+    for grid in (total, crossed):
+        plain = grid.to_plain()
+        assert _yaml.parse(_yaml.dump(plain).encode(), "grid") == plain
+        assert ParameterGrid.from_plain(plain).to_plain() == plain
+
+
+def test_a_grid_is_joined_as_it_is() -> None:
+    """What is added to a grid later is not in sums and products of it."""
+    later = ParameterGrid("later").add_parameter("y", [3, 4])
+    total, crossed = A + later, A * later
+    later.exclude({"y": 3}).add_parameter("x", [1]).include({"z": 0}).where("x == 9")
+    assert (len(total), len(crossed), crossed.keys) == (4, 4, ("x", "y"))
+
+
+def test_what_was_added_is_drawn_where_it_does_not_come_first() -> None:
+    """A grid of nothing else gives that, and a product gives it beside what is listed."""
+    added = ParameterGrid("only").include({"y": 1}, {"y": 2})
+    turns: list[str] = []
+
+    def draw(grid: Any, *choices: int) -> Any:
+        left = list(choices)
+        turns.clear()
+
+        def choose(axis: Any) -> int:
+            turns.append(axis.label)
+            return left.pop(0)
+
+        return grid.draw(choose)
+
+    assert (draw(added, 0), draw(added, 1)) == ({"y": 1}, {"y": 2})
+    assert turns == ["(only)"]
+    assert draw(A + added, 1, 1) == {"y": 2}
+    assert draw(A * (B + added), 1, 1, 0) == {"x": 2, "y": 1}
+    both = ParameterGrid("both").add_parameter("z", [1, 2]).include({"z": 7})
+    assert draw(both, 1) == {"z": 2}  # the other one comes first
+    assert (draw(A * both, 0, 0), draw(A * both, 0, 1, 1)) == (
+        {"x": 1, "z": 7},
+        {"x": 1, "z": 2},
+    )
+    assert draw(ParameterGrid("empty")) is None
 
 
 def test_samples_of_sums_have_nothing_twice() -> None:

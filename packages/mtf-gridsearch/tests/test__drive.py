@@ -325,6 +325,20 @@ def test_retries_are_counted_by_how_it_ended(
     assert read_records(tmp_path)["a"].attempts == 3
 
 
+def test_what_is_begun_again_is_shown_without_its_failure(
+    journal: Journal, tmp_path: Path
+) -> None:
+    """A rule sees at once that nothing counts of what an attempt that failed reported."""
+    (tmp_path / "a").mkdir()
+    line = json.dumps({"step": 1, "loss": 0.5, "job": "a.1"}) + "\n"
+    (tmp_path / "a" / "metrics.jsonl").write_text(line, "utf-8")
+    supply = Listed("a")
+    launcher = Scripted({"a": ["running", "failed", "running", "preempted", "succeeded"]})
+    assert drive(journal, launcher, supply, retries={"failed": 1, "preempted": 1}).run()
+    assert launcher.submitted == ["a"] * 3
+    assert supply.seen == [{"loss": [(1, 0.5)]}, {}]
+
+
 def test_a_retry_may_succeed(journal: Journal, tmp_path: Path) -> None:
     """What is preempted goes on until it succeeds."""
     launcher = Scripted({"a": ["preempted", "succeeded"]})

@@ -42,7 +42,7 @@ class Named:
     def doubts(self) -> Sequence[str]:
         raise NotImplementedError
 
-    def starts(self, status: Status) -> bool:
+    def starts(self, status: Status, *, has_failed: bool = False) -> bool:
         raise NotImplementedError
 
     def open(self, folder: Path, records: Mapping[str, ExperimentRecord]) -> Supply:
@@ -265,7 +265,9 @@ def test_the_kernel_frees_the_lock_of_a_killed_holder(tmp_path: Path) -> None:
         assert again == folder
 
 
-@pytest.mark.parametrize("text", ["a: [", "- a", "base: {}", "name: 3"])
+@pytest.mark.parametrize(
+    "text", ["a: [", "- a", "base: {}", "name: [", "name: 'sweep'\na: ["]
+)
 def test_an_unreadable_definition_is_an_error(tmp_path: Path, text: str) -> None:
     """A newer folder that may be ours is not passed over: that would run all again."""
     with hold(Named(), tmp_path) as folder:
@@ -273,6 +275,20 @@ def test_an_unreadable_definition_is_an_error(tmp_path: Path, text: str) -> None
     (folder / "search_config.yaml").write_text(text, "utf-8")
     with pytest.raises(SearchFolderError, match=r"search_config\.yaml"):
         find("sweep", tmp_path)
+
+
+def test_an_unreadable_definition_of_another_is_passed_over(tmp_path: Path) -> None:
+    """A folder that says it is another's stops nobody, and a warning names it."""
+    with hold(Named(), tmp_path) as folder:
+        pass
+    broken = tmp_path / "grid_search_20990101T000000"
+    broken.mkdir()
+    for text in ("name: other\na: [", 'a: 1\nname: "other"\nb: [', "name: 3"):
+        (broken / "search_config.yaml").write_text(text, "utf-8")
+        with pytest.warns(UserWarning, match="passed over: .*20990101T000000"):
+            assert find("sweep", tmp_path) == folder
+        with pytest.warns(UserWarning, match="passed over"), hold(Named(), tmp_path) as f:
+            assert f == folder
 
 
 def test_folders_that_cannot_be_used_are_errors(tmp_path: Path) -> None:
@@ -405,3 +421,10 @@ def test_another_spelling_of_an_entry_point_is_the_same(tmp_path: Path) -> None:
             hold(Named(entry_point=other), tmp_path),
         ):
             pytest.fail("held")
+
+
+def test_a_definition_that_is_no_file_is_an_error(tmp_path: Path) -> None:
+    """A folder in its place says nothing of whose it is."""
+    (tmp_path / "grid_search_20990101T000000" / "search_config.yaml").mkdir(parents=True)
+    with pytest.raises(SearchFolderError, match=r"20990101T000000: .* cannot be read"):
+        find("sweep", tmp_path)

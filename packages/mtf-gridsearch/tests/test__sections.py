@@ -38,6 +38,9 @@ def test_rules_are_made() -> None:
             {"rule": "median", "metric": "a", "mode": "min", "min_step": "3"},
             "a whole number, not '3'",
         ),
+        ({"rule": "median", "metric": 3, "mode": "min"}, "metric is text, not 3"),
+        ({"rule": "median", "metric": "a", "mode": ["min"]}, "mode is text"),
+        ({"rule": ["median"]}, r"one of successive_halving, median, not \['median'\]"),
     ],
 )
 def test_what_is_no_rule(values: Any, reason: str) -> None:
@@ -61,6 +64,10 @@ def test_a_bayesian_search_is_made() -> None:
         ({"sampler": "best"}, "best"),
         ({"num_trials": 0}, "num_trials must be at least 1"),
         ({"num_trials": 2.5}, "whole number"),
+        ({"metric": 3}, "metric is text, not 3: quote it"),
+        ({"at": None}, "at is text"),
+        ({"in_order": "no"}, "in_order is true or false, not 'no'"),
+        ({"sampler": 3}, "3"),
     ):
         with pytest.raises(GridError, match=f"^here: .*{reason}"):
             made(**more)

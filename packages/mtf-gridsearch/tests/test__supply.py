@@ -71,6 +71,8 @@ def test_what_is_missing_starts(status: Status) -> None:
     assert search(1).starts(status) == (status in MISSING)
     failed = search(1, only="failed")
     assert failed.starts(status) == (status in {Status.FAILED, Status.TIMEOUT})
+    is_over = status in {Status.SUCCEEDED, Status.STOPPED}
+    assert failed.starts(status, has_failed=True) != is_over
 
 
 def test_only_failed_is_the_only_word() -> None:

@@ -366,6 +366,7 @@ def test_failed_trials_can_be_run_again_and_count_then(tmp_path: Path) -> None:
     repair = search(9, num_parallel=4, only="failed")
     assert repair.starts(Status.TIMEOUT)
     assert not repair.starts(Status.CANCELLED)
+    assert repair.starts(Status.CANCELLED, has_failed=True)
     again = Run(repair, tmp_path, run.records)
     assert [e.experiment_name[:6] for e in again.take(9)] == ["d_0000", "d_0002"]
     assert again.supply.is_exhausted

@@ -55,6 +55,38 @@ def test_core_schema(text: str, value: object) -> None:
     assert type(result) is type(value)
 
 
+def nested_by(levels: int) -> dict[str, Any]:
+    """Return a mapping in which so many lie in each other."""
+    values: dict[str, Any] = {"a": 1}
+    for _ in range(levels - 1):
+        values = {"a": values}
+    return values
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "said"),
+    [
+        (nested_by(48), nested_by(49), "48 levels deep: nest less"),
+        (nested_by(48), nested_by(5000), "48 levels deep"),
+        ({"a": [0] * 998}, {"a": [0] * 999}, "more than 1000 values: include fewer"),
+        ({"a": "x" * 900}, {"a": "x" * 1100}, "larger than 1024 bytes: include fewer"),
+        ({"a": "x" * 900}, {"a": "\x01" * 1000}, "larger than 1024 bytes"),
+    ],
+)
+def test_what_could_not_be_read_back_is_not_written(
+    good: dict[str, Any],
+    bad: dict[str, Any],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The bounds of reading hold for writing, and the error says what to do."""
+    monkeypatch.setattr(_yaml, "_MAX_NODES", 1000)
+    monkeypatch.setattr(_yaml, "_MAX_BYTES", 1024 if "bytes" in said else 1 << 20)
+    assert _yaml.parse(_yaml.dump(good).encode(), "f") == good
+    with pytest.raises(GridError, match=said):
+        _yaml.dump(bad)
+
+
 def test_nan_is_a_number() -> None:
     """The core schema has it; grids refuse it later, by name."""
     assert math.isnan(_yaml.parse(b"a: .nan", "f")["a"])

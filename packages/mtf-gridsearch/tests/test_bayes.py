@@ -273,6 +273,34 @@ def test_a_definition_that_changes_is_refused_in_its_folder(project: Project) ->
     assert len(project.execute(search(num_trials=2))) == 2
 
 
+@pytest.mark.slow
+def test_more_may_run_at_once_unless_trials_are_in_order(project: Project) -> None:
+    """A larger machine goes on with a search; where it decides what trials are, it does not."""
+    project.execute(search(num_trials=1, num_parallel=1, in_order=False))
+    more = search(num_trials=3, num_parallel=3, in_order=False)
+    assert len(project.execute(more)) == 3
+    with pytest.raises(SearchMismatchError, match="in_order"):
+        project.execute(search(num_trials=3, num_parallel=3))
+    project.folder = project.root / "in_order"
+    project.execute(search(num_trials=1, num_parallel=1))
+    with pytest.raises(SearchMismatchError, match="num_parallel was 1, is 2"):
+        project.execute(search(num_trials=1, num_parallel=2))
+
+
+@pytest.mark.slow
+def test_a_grid_of_added_combinations_is_chosen_from(project: Project) -> None:
+    """A sum with one has no trial without parameters, and each added one comes first."""
+    added = ParameterGrid("added").include({"lr": 0.01, "depth": 2}, {"lr": 0.02})
+    whole = added + ParameterGrid("b").add_parameter("lr", loguniform(1e-5, 1e-1))
+    records = project.execute(search(space=whole, num_trials=6))
+    parameters = [dict(r.parameters) for r in records.values()]
+    assert parameters[:2] == list(added)
+    assert all(parameters)
+    assert len({str(each) for each in parameters}) == 6
+    added.include({"lr": 0.03})
+    assert len(whole.included) == 2
+
+
 def test_the_definition_is_saved_as_plain_values() -> None:
     """It reads back equal, and an address of a database is no part of it."""
     what = search(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,11 @@ import pytest
 from mtf_gridsearch import _folder
 from mtf_gridsearch._supply import GridSearch
 from mtf_gridsearch.dry_run import DryRun, _experiments, rehearse
-from mtf_gridsearch.errors import SearchMismatchError
+from mtf_gridsearch.errors import (
+    GridSearchError,
+    SearchFolderError,
+    SearchMismatchError,
+)
 from mtf_gridsearch.grid import ParameterGrid
 from mtf_gridsearch.journal import Journal
 from mtf_gridsearch.launcher import Experiment, Submission
@@ -202,3 +208,69 @@ def test_a_search_that_decides_as_it_goes(
 def test_one_experiment_is_no_plural() -> None:
     """A search of one says so."""
     assert (_experiments(1), _experiments(2)) == ("1 experiment", "2 experiments")
+
+
+def refused(where: Path, **options: Any) -> str:
+    """Return how a run is refused, and check that a dry run is refused alike."""
+    known: dict[str, Any] = {"experiments_dir": where, "folder": None, "new": False}
+    said = []
+    with pytest.raises(GridSearchError) as caught:
+        tell(where, search(1), **options)
+    said.append(str(caught.value))
+    with (
+        pytest.raises(GridSearchError) as caught,
+        _folder.hold(search(1), **{**known, **options}),
+    ):
+        pytest.fail("held")
+    said.append(str(caught.value))
+    assert said[0] == said[1]
+    return said[0]
+
+
+def test_a_folder_that_a_run_refuses_is_refused(tmp_path: Path) -> None:
+    """A new search in a folder that has one, and one over a stranger's files."""
+    folder = begun(tmp_path, search(1))
+    assert "another folder" in refused(tmp_path, folder=folder, new=True)
+    strange = tmp_path / "strange"
+    strange.mkdir()
+    (strange / "thesis.tex").touch()
+    assert "holds 'thesis.tex'" in refused(tmp_path, folder=strange)
+    assert "holds 'thesis.tex'" in refused(tmp_path, folder=strange, new=True)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert tell(tmp_path, search(1), folder=empty).is_new
+
+
+def test_a_file_for_a_folder_is_refused(tmp_path: Path) -> None:
+    """It is named; a run would not be able to make the folder."""
+    (tmp_path / "file").touch()
+    with pytest.raises(SearchFolderError, match="file: it cannot be read: Not a dir"):
+        tell(tmp_path, search(1), folder=tmp_path / "file")
+
+
+def test_a_copy_that_may_run_is_refused(tmp_path: Path) -> None:
+    """As a run refuses it, without a trace; without its lock it cannot be told."""
+    folder = begun(tmp_path / "a", search(2), Status.RUNNING)
+    copied = tmp_path / "b"
+    shutil.copytree(folder, copied)
+    assert "it is a copy" in refused(tmp_path, folder=copied)
+    (copied / ".lock").unlink()
+    assert not tell(tmp_path, search(2), folder=copied).is_new
+
+
+def test_a_lock_that_cannot_be_opened_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run could not open it either."""
+    folder = begun(tmp_path, search(1))
+
+    opened = os.open
+
+    def denied(path: Path, *rest: Any, **options: Any) -> int:
+        if Path(path).name == ".lock":
+            raise PermissionError(13, "denied")
+        return opened(path, *rest, **options)
+
+    monkeypatch.setattr("mtf_gridsearch._folder.os.open", denied)
+    with pytest.raises(SearchFolderError, match="lock cannot be opened: denied"):
+        tell(tmp_path, search(1), folder=folder)

@@ -80,6 +80,20 @@ def test_halving_learns_from_what_has_ended() -> None:
     assert rule.observe("d", curve(0.25)) is not None
 
 
+def test_halving_forgets_what_a_failed_attempt_had_reported() -> None:
+    """Shown a curve without it, the rule judges by nothing of it, and the next one anew."""
+    rule = SuccessiveHalving("loss", "min", min_step=1, factor=2)
+    rule.tell("flaky", curve(0.1, 0.1, 0.1, 0.1), completed=False)
+    assert rule.observe("a", curve(0.5)) is not None
+    assert rule.observe("flaky", {}) is None
+    assert rule.observe("b", curve(0.4)) is None
+    assert rule.observe("flaky", curve(9.0)) is not None
+    other = SuccessiveHalving("loss", "min", min_step=1, factor=2)
+    for values in ((0.1, 0.1), (0.1, 0.3), (0.1, 0.3)):
+        assert other.observe("again", curve(*values)) is None
+    assert other.observe("c", curve(0.1, 0.2)) is None
+
+
 def test_halving_saves_most_of_the_work_and_keeps_the_best() -> None:
     """Of 81 curves that never cross, the best ends whole, and most end early."""
     order = random.Random(0).sample(range(81), 81)  # noqa: S311
@@ -126,7 +140,12 @@ def test_the_median_rule_waits() -> None:
 @pytest.mark.parametrize("kind", [SuccessiveHalving, MedianRule])
 @pytest.mark.parametrize(
     ("changes", "said"),
-    [({"metric": ""}, "metric"), ({"mode": "least"}, "mode"), ({"min_step": 0}, "step")],
+    [
+        ({"metric": ""}, "metric"),
+        ({"metric": 3}, "metric"),
+        ({"mode": "least"}, "mode"),
+        ({"min_step": 0}, "step"),
+    ],
 )
 def test_bad_arguments_are_refused(kind: Any, changes: dict[str, Any], said: str) -> None:
     """A rule that could not decide is not made."""

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ConfigDict
 
+from mtf_gridsearch import search_file
 from mtf_gridsearch._live import SilentView
 from mtf_gridsearch._progress import Progress
 from mtf_gridsearch.early_stopping import SuccessiveHalving
@@ -27,8 +28,8 @@ from mtf_gridsearch.errors import (
     SearchMismatchError,
 )
 from mtf_gridsearch.executor import ExecutionMode, GridSearchExecutor, GridSearchResult
-from mtf_gridsearch.grid import ParameterGrid
-from mtf_gridsearch.journal import read_records
+from mtf_gridsearch.grid import Grid, ParameterGrid
+from mtf_gridsearch.journal import Journal, read_records
 from mtf_gridsearch.launcher import Experiment, Submission
 from mtf_gridsearch.local.launcher import LocalLauncher
 from mtf_gridsearch.metrics_file import METRICS_NAME, read_curves
@@ -97,6 +98,10 @@ class Acting(SilentView):
     def note(self, text: str) -> None:
         self.notes.append(text)
         self.on_note(text)
+
+
+class _KilledError(Exception):
+    """Stands for a kill."""
 
 
 class Place:
@@ -366,6 +371,53 @@ def test_another_entry_point_never_mixes(place: Place, tmp_path: Path) -> None:
     assert place.runs() == {1: 1, 2: 1, 3: 1}
 
 
+@pytest.mark.parametrize("naming", NamingStrategy)
+def test_names_of_an_extended_search_are_read_back(
+    place: Place, naming: NamingStrategy
+) -> None:
+    """The search that was run, and the one in its folder, know what the folder calls them."""
+    first = ParameterGridSearch(BASE, naming=naming).add_grid(grid(1, 2))
+    first._stamp = "20200101T000000"
+    place.executor().execute_grid_search(first, [])
+    second = ParameterGridSearch(BASE, naming=naming)
+    second.add_grid(ParameterGrid("g").add_parameter("n", [0, 1.0, 2]))
+    result = place.executor().execute_grid_search(second, [])
+    saved = search_file.read(result.folder / "search_config.yaml").search()
+    assert len(result.records) == 3
+    for name, record in result.records.items():
+        for search in (second, saved):
+            assert search.parse_experiment_name(name).parameters == record.parameters
+            assert search.get_experiment_name({**BASE, **record.parameters}) == name
+            assert name in [e.experiment_name for e in search.plan()]
+
+
+def test_what_is_added_to_a_grid_later_is_not_run(place: Place) -> None:
+    """A search has a grid as it was when it was added, planned before or not."""
+    for is_planned in (True, False):
+        mine = grid(1, 2)
+        search = ParameterGridSearch(BASE).add_grid(mine)
+        if is_planned:
+            search.plan()
+        mine.add_parameter("kind", ["plain", "gate"]).exclude({"n": 1})
+        (shown,) = search.grids
+        assert isinstance(shown, ParameterGrid)
+        shown.include({"n": 3})
+        result = place.executor().execute_grid_search(search, [])
+        assert result.counts == {Status.SUCCEEDED: 2}
+        assert len(result.records) == 2
+
+
+def test_a_caller_may_change_the_configs_it_gets(place: Place) -> None:
+    """What generate_experiments returns is the caller's, and nothing that is run."""
+    base: dict[str, Any] = {**BASE, "model": {"depth": 1}}
+    search = ParameterGridSearch(base).add_grid(grid(1))
+    (config,) = search.generate_experiments()
+    config["model"]["depth"] = 777
+    assert search.generate_experiments()[0]["model"] == {"depth": 1}
+    (name,) = place.executor().execute_grid_search(search, []).records
+    assert "depth: 1" in (place.folder / name / "config.yaml").read_text("utf-8")
+
+
 def test_a_search_that_is_given_stays_as_it_is(place: Place) -> None:
     """Grids that are given with it are run, and not added to it."""
     search = ParameterGridSearch(BASE).add_grid(grid(1))
@@ -479,6 +531,45 @@ def test_an_interrupt_leaves_a_queue_its_jobs(place: Place) -> None:
     assert place.runs() == {1: 1, 2: 1, 3: 1}
 
 
+def test_a_repair_that_was_interrupted_is_gone_on_with(place: Place) -> None:
+    """The same command starts what it left unfinished, and nothing else."""
+
+    def act(_: Progress) -> None:
+        if place.runs()[1] == 2 and not view.notes:
+            signal.raise_signal(signal.SIGINT)
+
+    place.run(1, 2, kind="odd_fails")
+    place.script.write_text(SCRIPT.replace('sys.exit("odd")', 'wait("go")'), "utf-8")
+    view = Acting(act)
+    with pytest.raises(KeyboardInterrupt):
+        place.run(1, 2, kind="odd_fails", only="failed", view=view)
+    assert place.statuses() == {1: "cancelled", 2: "succeeded"}
+    place.go()
+    place.run(1, 2, 4, kind="odd_fails", only="failed")
+    assert place.statuses() == {1: "succeeded", 2: "succeeded", 4: "missing"}
+
+
+def test_a_new_search_says_how_to_go_on(place: Place) -> None:
+    """new=True would begin another: before and after a Ctrl-C it is named as in the way."""
+
+    def act(_: Progress) -> None:
+        if len(view.notes) == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    view = Acting(act)
+    experiments = {"folder": None, "experiments_dir": place.root}
+    with pytest.raises(KeyboardInterrupt):
+        place.run(1, kind="gate", view=view, new=True, **experiments)
+    assert view.notes[0].endswith(
+        "is a new search; the same command without new=True (--new) goes on with it."
+    )
+    assert view.notes[-1].endswith("run the same command without new=True (--new) again.")
+    (folder,) = place.root.glob("grid_search_*")
+    (folder / "go").touch()
+    assert place.run(1, kind="gate", **experiments).folder == folder
+    assert str(folder) in view.notes[0]
+
+
 def test_a_second_interrupt_leaves_at_once(place: Place) -> None:
     """Ctrl-C while it waits for what it cancels leaves what runs to end by itself."""
 
@@ -551,6 +642,20 @@ def test_nothing_is_made_for_what_does_not_fit(place: Place) -> None:
         place.executor().execute_grid_search(BASE, bad)
     with pytest.raises(GridError):
         place.executor().execute_grid_search(BASE, ParameterGrid("empty"))
+    assert not place.folder.exists()
+
+
+@pytest.mark.parametrize("mode", ["local", "dry_run"])
+def test_nothing_is_made_for_what_could_not_be_gone_on_with(
+    place: Place, mode: str
+) -> None:
+    """A search whose file could not be read back is refused before there is a folder."""
+    total: Grid = grid(0)
+    for n in range(1, 30):
+        total = (total + grid(n)) * ParameterGrid("c").add_parameter(f"k{n}", [1])
+    base = BASE | {f"k{n}": 0 for n in range(1, 30)}
+    with pytest.raises(GridError, match="48 levels deep: nest less"):
+        place.executor().execute_grid_search(base, total, mode)
     assert not place.folder.exists()
 
 
@@ -690,6 +795,31 @@ def test_a_repair_that_a_kill_left_without_a_note_is_taken_up(place: Place) -> N
     LocalLauncher(place.script).submit(search.plan(), folder=place.folder)
     assert place.run(1, 3, kind="odd_fails").is_complete
     assert place.runs() == {1: 2, 3: 2}
+
+
+@pytest.mark.parametrize("only", [None, "failed"])
+def test_a_first_attempt_that_a_kill_left_without_a_note_is_taken_up(
+    place: Place, wait_for: WaitFor, only: str | None
+) -> None:
+    """It counts as an attempt, and what it reported before it failed counts no more."""
+    place.script.write_text(REPORTING.format("3, loss=0.001", "'boom'"), "utf-8")
+
+    def kill(_: Any, job_ids: Any) -> None:
+        raise _KilledError(job_ids)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Journal, "submitted", kill)
+        with pytest.raises(_KilledError):
+            place.run(1)
+    assert place.statuses() == {1: "missing"}
+    (file,) = place.folder.glob("*/*.1.job")
+    wait_for(lambda: "ended" in file.read_text("utf-8"))
+    (record,) = place.run(1, only=only).records.values()
+    assert (record.status, record.attempts) == (Status.FAILED, 1)
+    place.script.write_text(REPORTING.format("5, loss=1.0", "0"), "utf-8")
+    (record,) = place.run(1, only="failed").records.values()
+    assert (record.attempts, len(record.failed_jobs)) == (2, 1)
+    assert record.metrics["loss"].min == 1.0
 
 
 def test_a_launcher_that_cannot_tell_the_latest_job_fails(place: Place) -> None:

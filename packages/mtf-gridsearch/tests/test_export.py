@@ -121,6 +121,13 @@ def test_a_search_without_experiments_has_columns_and_no_rows(tmp_path: Path) ->
     assert parquet.read_table(to_parquet(search(), tmp_path / "p")).num_rows == 0
 
 
+def test_folders_are_made(tmp_path: Path) -> None:
+    """Both kinds of file make the folder that they are to lie in."""
+    results = SearchResults(folder=tmp_path, records=())
+    for write in (to_csv, to_parquet):
+        assert write(results, tmp_path / write.__name__ / "new" / "file").is_file()
+
+
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
     """What was there stays as it was, and nothing lies beside it."""
     (tmp_path / "folder").mkdir()

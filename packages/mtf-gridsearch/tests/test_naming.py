@@ -217,6 +217,12 @@ def test_names_that_were_changed(name: str) -> None:
 
 def test_bad_arguments() -> None:
     """Bases, keys and values that cannot be named are refused."""
+    for word in ("nonsense", "", None, ["short"]):
+        with pytest.raises(NamingError, match="is no strategy: write hash_based, param"):
+            generate("d", {"lr": 1}, word)  # type: ignore[arg-type]
+    for stamp in ("a/../b c", "", "a__b", "x" * 33):
+        with pytest.raises(NamingError, match="is no stamp"):
+            generate("d", {"lr": 1}, NamingStrategy.TIMESTAMP, stamp=stamp)
     with pytest.raises(NamingError, match="needs its number"):
         generate("d", {"lr": 1}, NamingStrategy.SEQUENTIAL)
     with pytest.raises(NamingError, match="no key"):
@@ -225,6 +231,16 @@ def test_bad_arguments() -> None:
         generate("d", {"a": float("nan")})
     with pytest.raises(NamingError, match="is no name"):
         generate("../d", {"a": 1})
+
+
+@pytest.mark.parametrize("strategy", NamingStrategy)
+def test_a_strategy_may_be_given_as_its_word(strategy: NamingStrategy) -> None:
+    """The text means what the member does."""
+    names = [
+        generate("d", {"optimizer.lr": 1}, word, number=3, stamp="20260101T000000")
+        for word in (strategy, str(strategy))
+    ]
+    assert names[0] == names[1]
 
 
 def test_no_parameters() -> None:
@@ -265,13 +281,24 @@ def test_how_keys_are_abbreviated() -> None:
     ]
     assert abbreviations(keys) == {
         "__": "__",
-        "lr": "lr",
+        "lr": ".lr",
         "model.dropout": "drop",
         "model.heads_second": "m.heads_second",
         "model.hidden_size": "m.hidden_size",
         "optimizer.lr": "o.lr",
         "scheduler.lr": "s.lr",
     }
+
+
+@given(st.sets(KEYS, max_size=8))
+@example({"seed", "data.seed"})
+@example({"o.lr", "optimizer.lr", "lr"})
+def test_short_names_are_read_with_their_own_keys(keys: set[str]) -> None:
+    """Whatever the keys are, also if one is what another would be cut to."""
+    for key in keys:
+        name = generate("d", {key: 1}, NamingStrategy.SHORT, keys=keys)
+        if len(key) < 100:
+            assert parse(name, keys=keys).parameters == {key: 1}
 
 
 @given(st.sets(KEYS, max_size=8))

@@ -234,6 +234,32 @@ def test_what_is_not_there_is_refused(
     assert not (tmp_path / "p.svg").exists()
 
 
+def test_numbers_near_the_largest_are_drawn_around(tmp_path: Path) -> None:
+    """Huge results lie with those without one, and a huge parameter has labels."""
+    huge = [run(n, Status.SUCCEEDED, (-1) ** n * 1.7e308, x=n, y=1) for n in range(4)]
+    for large in (2**1024 - 1, -1.7e308):
+        rows = [run(9, Status.SUCCEEDED, 0.5, x=large, y=2), *huge]
+        results = SearchResults(tmp_path, tuple(rows))
+        for draw in (plot_parameters, plot_parallel):
+            draw(results, "val/loss", "min", tmp_path / "a.svg")
+        assert any(
+            "17976931348" in w or "-1.7e+308" in w for w in words(tmp_path / "a.svg")
+        )
+        plot_heat_map(results, "x", "y", "val/loss", "min", tmp_path / "h.svg")
+        assert "1 without" in words(tmp_path / "h.svg")
+    (tmp_path / "e9").mkdir()
+    lines = [
+        f'{{"step": {s}, "val/loss": {v}}}'
+        for s, v in enumerate((1, 1.7e308, -1.7e308, 2))
+    ]
+    (tmp_path / "e9" / "metrics.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
+    plot_curves(results, "val/loss", "min", tmp_path / "c.svg")
+    with pytest.raises(ResultsError, match="all results of 'val/loss' are too large"):
+        plot_parallel(
+            SearchResults(tmp_path, tuple(huge)), "val/loss", "min", tmp_path / "b.svg"
+        )
+
+
 def test_nothing_to_compare_is_refused(tmp_path: Path) -> None:
     """A search of one value each, or of infinite ones alone, has no picture."""
     same = SearchResults(tmp_path, (run(1, Status.SUCCEEDED, 1.0, a=1),))

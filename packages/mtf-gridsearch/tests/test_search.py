@@ -258,6 +258,7 @@ def test_plain_form() -> None:
         "naming": "short",
         "grids": [{"name": "g", "parameters": {"seed": [1]}}],
         "base_digest": search.base_digest,
+        "base_class": f"{Config.__module__}:Config",
         "base": {"experiment_name": "digits", "seed": 0, "model": {"depth": 1}},
     }
     assert [g.name for g in search.grids] == ["g"]

@@ -1,10 +1,13 @@
+import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
-from mtf_gridsearch import search_file
+from mtf_gridsearch import _yaml, search_file
+from mtf_gridsearch.bayes import BayesianSearch
 from mtf_gridsearch.distributions import choice, int_uniform, loguniform, uniform
 from mtf_gridsearch.errors import ExpressionError, GridError
 from mtf_gridsearch.grid import ParameterGrid
@@ -184,4 +187,50 @@ def test_what_a_bayesian_search_lacks(tmp_path: Path) -> None:
         search_file.read(path).bayesian_search({"lr": 1})
     path.write_text(section + "entry_point: 3\n", "utf-8")
     with pytest.raises(GridError, match="entry_point: 3 is not text"):
+        search_file.read(path)
+
+
+def test_a_saved_search_over_a_model_is_over_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The class reads the base again, so that what only it takes is taken."""
+    (tmp_path / "saved_configs.py").write_text(
+        "from pydantic import BaseModel\n"
+        "class Opt(BaseModel):\n    depth: int = 1\n"
+        "class Config(BaseModel):\n    n: int = 1\n    kw: dict[str, int] = {}\n"
+        "    opt: Opt | None = None\n",
+        "utf-8",
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    base = importlib.import_module("saved_configs").Config()
+    path = tmp_path / "s.yaml"
+    try:
+        grid = ParameterGrid("g").add_parameter("kw.x", [1, 2])
+        grid.add_parameter("opt.depth", [2]).add_parameter("n", ["3"])
+        search = ParameterGridSearch(base, "s").add_grid(grid)
+        search_file.write(path, search)
+        definition = search_file.read(path)
+        assert definition.base_class == "saved_configs:Config"
+        assert definition.search().plan() == search.plan()
+        mapping = {"n": "0", "kw": {"x": 0}, "opt": {"depth": 0}}
+        assert definition.search(mapping).plan()[0].config["kw"] == {"x": 1}
+
+        space = ParameterGrid("g").add_parameter("opt.depth", int_uniform(1, 3))
+        options: dict[str, Any] = {"metric": "l", "mode": "min", "num_trials": 2}
+        bayesian = BayesianSearch(base, space, name="s", **options)
+        _yaml.write_atomically(path, _yaml.dump(bayesian.to_plain()))
+        again = search_file.read(path).bayesian_search()
+        assert again.to_plain() == bayesian.to_plain()
+    finally:
+        del sys.modules["saved_configs"]
+
+
+def test_a_class_that_nobody_can_import_is_refused(tmp_path: Path) -> None:
+    """A search over a class of a script is run by the script alone, and says so."""
+    path = tmp_path / "s.yaml"
+    path.write_text("{name: a, base: {lr: 1}, base_class: '__main__:C'}", "utf-8")
+    with pytest.raises(GridError, match="run the script that defines it"):
+        search_file.read(path).search()
+    path.write_text("{name: a, base: {lr: 1}, base_class: 3}", "utf-8")
+    with pytest.raises(GridError, match="base_class: 3 is not text"):
         search_file.read(path)

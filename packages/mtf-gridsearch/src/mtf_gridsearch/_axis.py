@@ -82,13 +82,23 @@ def check_apart(keys: Sequence[str], known: Sequence[str], place: str) -> None:
     Raises:
         GridError: If one is.
     """
-    for position, key in enumerate(keys):
-        for other in (*known, *keys[:position]):
-            if key == other:
-                raise GridError(place, f"{key} is set twice: give all its values at once")
-            if key.startswith(f"{other}.") or other.startswith(f"{key}."):
-                message = f"{min(key, other)} is set as a whole, and in part by"
-                raise GridError(place, f"{message} {max(key, other)}: leave one away")
+    seen, below = set(known), {above: key for key in known for above in _above(key)}
+    for key in keys:
+        if key in seen:
+            raise GridError(place, f"{key} is set twice: give all its values at once")
+        whole = next((above for above in _above(key) if above in seen), None)
+        if whole or key in below:
+            which, part = (whole, key) if whole else (key, below[key])
+            message = f"{which} is set as a whole, and in part by {part}: leave one away"
+            raise GridError(place, message)
+        seen.add(key)
+        below |= dict.fromkeys(_above(key), key)
+
+
+def _above(key: str) -> list[str]:
+    """Return the keys of the sections that *key* lies in."""
+    parts = key.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts))]
 
 
 def nested(prefix: str, parameters: Any, place: str) -> Iterator[tuple[str, Any]]:

@@ -1,20 +1,31 @@
 """What every grid can do, and grids made of grids: one after the other, or crossed."""
+# ruff: noqa: SLF001 - grids of grids
 
 from __future__ import annotations
 
+import copy
 import random
 import sys
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
+from math import prod
 from typing import Any, overload
 
 from mtf_gridsearch._axis import Axis, check_apart
 from mtf_gridsearch.errors import GridError
 from mtf_gridsearch.identity import identity_of
 
-__all__ = ["Choose", "Combination", "Combinations", "Grid"]
+__all__ = [
+    "Choose",
+    "Combination",
+    "Combinations",
+    "Grid",
+    "GridProduct",
+    "GridSum",
+    "turn",
+]
 
 Combination = dict[str, Any]
 _MAX_TRIES = 1000
@@ -78,6 +89,10 @@ class Grid(ABC):
     def _may_repeat(self) -> bool:
         return False
 
+    def _draw_any(self, choose: Choose) -> Combination | None:
+        """Make a combination as `draw` does, or one of those that were added."""
+        return self.draw(choose)
+
     def __len__(self) -> int:
         self._check_listed()
         count = self._count()
@@ -107,11 +122,11 @@ class Grid(ABC):
             raise IndexError(message) from None
 
     def __add__(self, other: object) -> Grid:
-        """Return the combinations of this grid, then those of *other*."""
+        """Return the combinations of this grid, then those of *other*, as both are now."""
         return GridSum(self, other) if isinstance(other, Grid) else NotImplemented
 
     def __mul__(self, other: object) -> Grid:
-        """Return each combination of this grid with each of *other*.
+        """Return each combination of this grid with each of *other*, as both are now.
 
         Raises:
             GridError: If both set the same parameter.
@@ -207,15 +222,19 @@ class Combinations(Sequence[Combination]):
         return self._grid[self._indices[index]]
 
 
-class GridSum(Grid):
-    """The combinations of one grid, then those of another; what both have comes twice."""
+class _Joined(Grid):
+    """A grid made of others, as they are now; those of its own kind become part of it."""
 
-    def __init__(self, left: Grid, right: Grid) -> None:
-        self._parts = (left, right)
-
-    @property
-    def name(self) -> str:
-        return " + ".join(part.name for part in self._parts)
+    def __init__(self, *parts: Grid) -> None:
+        self._parts: tuple[Grid, ...] = tuple(
+            each
+            for part in parts
+            for each in (
+                part._parts
+                if isinstance(part, _Joined) and type(part) is type(self)
+                else (copy.copy(part),)
+            )
+        )
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -224,6 +243,14 @@ class GridSum(Grid):
     @property
     def has_distributions(self) -> bool:
         return any(part.has_distributions for part in self._parts)
+
+
+class GridSum(_Joined):
+    """The combinations of grids one after the other; what several have comes as often."""
+
+    @property
+    def name(self) -> str:
+        return " + ".join(part.name for part in self._parts)
 
     @property
     def included(self) -> tuple[Combination, ...]:
@@ -234,8 +261,14 @@ class GridSum(Grid):
         return True
 
     def draw(self, choose: Choose) -> Combination | None:
-        which = Axis(label=f"({self.name})", keys=(), values=((0,), (1,)))
-        return self._parts[choose(which)].draw(choose)
+        return self._parts[choose(self._which)].draw(choose)
+
+    def _draw_any(self, choose: Choose) -> Combination | None:
+        return self._parts[choose(self._which)]._draw_any(choose)
+
+    @property
+    def _which(self) -> Axis:
+        return turn(self.name, len(self._parts))
 
     def to_plain(self) -> dict[str, Any]:
         return {"concatenated": [part.to_plain() for part in self._parts]}
@@ -245,27 +278,28 @@ class GridSum(Grid):
         return any(combination in part for part in self._parts)
 
     def _count(self) -> int:
-        return sum(part._count() for part in self._parts)  # noqa: SLF001 - a grid as well
+        return sum(part._count() for part in self._parts)
 
     def _at(self, index: int) -> Combination:
-        ends = list(accumulate(part._count() for part in self._parts))  # noqa: SLF001
+        ends = list(accumulate(part._count() for part in self._parts))
         place = bisect_right(ends, index)
-        part = self._parts[place]
-        return part._at(index - (ends[place - 1] if place else 0))  # noqa: SLF001
+        return self._parts[place]._at(index - (ends[place - 1] if place else 0))
 
     def _all(self) -> Iterator[Combination]:
         for part in self._parts:
-            yield from part._all()  # noqa: SLF001
+            yield from part._all()
 
 
-class GridProduct(Grid):
-    """Each combination of one grid with each of another."""
+class GridProduct(_Joined):
+    """Each combination of one grid with each of another, and so on."""
 
-    def __init__(self, left: Grid, right: Grid) -> None:
-        self._left = left
-        self._right = right
-        check_apart(right.keys, left.keys, self.name)
-        if self.has_distributions and (left.included or right.included):
+    def __init__(self, *parts: Grid) -> None:
+        super().__init__(*parts)
+        known = list(parts[0].keys)
+        for part in parts[1:]:
+            check_apart(part.keys, known, self.name)
+            known += part.keys
+        if self.has_distributions and any(part.included for part in self._parts):
             message = (
                 "has added combinations and, crossed, parameters that are drawn: add"
             )
@@ -275,16 +309,8 @@ class GridProduct(Grid):
     def name(self) -> str:
         return " * ".join(
             f"({part.name})" if isinstance(part, GridSum) else part.name
-            for part in (self._left, self._right)
+            for part in self._parts
         )
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return self._left.keys + self._right.keys
-
-    @property
-    def has_distributions(self) -> bool:
-        return self._left.has_distributions or self._right.has_distributions
 
     @property
     def included(self) -> tuple[Combination, ...]:
@@ -292,34 +318,62 @@ class GridProduct(Grid):
 
     @property
     def _may_repeat(self) -> bool:
-        return self._left._may_repeat or self._right._may_repeat  # noqa: SLF001
+        return any(part._may_repeat for part in self._parts)
 
     def draw(self, choose: Choose) -> Combination | None:
-        left, right = self._left.draw(choose), self._right.draw(choose)
-        return None if left is None or right is None else left | right
+        drawn = [part._draw_any(choose) for part in self._parts]
+        found: Combination = {}
+        for each in drawn:
+            if each is None:
+                return None
+            found |= each
+        return found
 
     def to_plain(self) -> dict[str, Any]:
-        return {"crossed": [self._left.to_plain(), self._right.to_plain()]}
+        return {"crossed": [part.to_plain() for part in self._parts]}
 
     def __contains__(self, combination: object) -> bool:
         self._check_listed()
         if not isinstance(combination, Mapping):
             return False
-        own = {k: v for k, v in combination.items() if k in self._left.keys}
-        others = {k: v for k, v in combination.items() if k not in own}
-        return own in self._left and others in self._right
+        rest = dict(combination)
+        return not rest.keys() - set(self.keys) and all(
+            {key: rest[key] for key in part.keys if key in rest} in part
+            for part in self._parts
+        )
 
     def _count(self) -> int:
-        return self._left._count() * self._right._count()  # noqa: SLF001
+        return prod(part._count() for part in self._parts)
 
     def _at(self, index: int) -> Combination:
-        first, second = divmod(index, self._right._count())  # noqa: SLF001
-        return self._left._at(first) | self._right._at(second)  # noqa: SLF001
+        chosen = []
+        for part in reversed(self._parts):
+            index, place = divmod(index, part._count())
+            chosen.append(part._at(place))
+        return {k: v for each in reversed(chosen) for k, v in each.items()}
 
     def _all(self) -> Iterator[Combination]:
-        for left in self._left._all():  # noqa: SLF001
-            for right in self._right._all():  # noqa: SLF001
-                yield left | right
+        *outer, last = self._parts
+        walks, heads = [part._all() for part in outer[:1]], [Combination()]
+        while walks:
+            each = next(walks[-1], None)
+            if each is None:
+                walks.pop()
+                heads.pop()
+                continue
+            head = heads[-1] | each
+            if len(walks) < len(outer):
+                walks.append(outer[len(walks)]._all())
+                heads.append(head)
+                continue
+            for each in last._all():
+                yield head | each
+
+
+def turn(name: str, count: int) -> Axis:
+    """Return an axis that says which of *count*, and sets nothing."""
+    values = tuple((number,) for number in range(count))
+    return Axis(label=f"({name})", keys=(), values=values)
 
 
 def _shuffled(count: int, rng: random.Random) -> Iterator[int]:

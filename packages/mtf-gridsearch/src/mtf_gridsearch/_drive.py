@@ -293,6 +293,7 @@ class Drive:
                 self._counts[Status.MISSING] += 1
         self._journal.planned(batch)
         readers = {each.experiment_name: self._prepared(each) for each in batch}
+        failed = {n for n in readers if self._known(n).status is Status.FAILED}
         submitted = self._ask(
             lambda: list(self._launcher.submit(batch, folder=self._folder))
         )
@@ -317,6 +318,9 @@ class Drive:
             name = experiment.experiment_name
             if job_id := started.get(name):
                 self._watch(name, job_id, experiment, readers[name])
+        for name in failed & started.keys():  # whose last report counts no more
+            record = replace(self._known(name), status=Status.RUNNING)
+            self._supply.observe(record, readers[name].curves)
         for record in refused:  # which are as they were, and the next run tries again
             self._supply.tell(record)
         self._has_ended.extend(refused)

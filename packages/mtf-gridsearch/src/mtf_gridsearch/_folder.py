@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
@@ -25,18 +26,20 @@ from mtf_gridsearch.errors import (
 )
 from mtf_gridsearch.identity import canonical
 
-__all__ = ["CONFIG_NAME", "check", "choose", "find", "hold", "read_config"]
+__all__ = ["CONFIG_NAME", "check", "choose", "find", "foresee", "hold", "read_config"]
 
 CONFIG_NAME = "search_config.yaml"
 FINDING = ".grid_search.lock"  # in the folder of experiments
 
 _STAMPED = re.compile(r"grid_search_(\d{8}T\d{6})")
 _STAMP = "%Y%m%dT%H%M%S"
+_NAME = re.compile(r"""^name: *(['"]?)([A-Za-z0-9._-]+)\1 *$""", re.MULTILINE)
 _LAST_YEAR = 9998  # that another can follow
 _NUM_SHOWN = 5
 _CHOSEN = "bayesian"
 # A name in a section of the base is a value as any other.
 _MAY_CHANGE = ("base.experiment_name", f"{_CHOSEN}.num_trials")
+_NUM_PARALLEL = f"{_CHOSEN}.num_parallel"
 
 
 class _Absent(Enum):
@@ -83,10 +86,30 @@ def find(name: str, *, experiments_dir: Path, folder: Path | None) -> Path | Non
 
 
 def _named(name: str, experiments_dir: Path) -> Iterator[Path]:
-    """Yield the folders of searches called *name*, the newest first."""
+    """Yield the folders of searches called *name*, the newest first.
+
+    Warns of one that cannot be read and says that it is another's.
+    """
     for path in _stamped(experiments_dir):
-        if (path / CONFIG_NAME).exists() and read_config(path)["name"] == name:
+        if not (path / CONFIG_NAME).exists():
+            continue
+        try:
+            found = read_config(path)["name"]
+        except SearchFolderError as error:
+            found = _name_in_text(path)
+            if found in (None, name):
+                raise
+            warnings.warn(f"passed over: {error}", stacklevel=2)
+        if found == name:
             yield path
+
+
+def _name_in_text(folder: Path) -> str | None:
+    """Return the name that a definition gives that cannot be read as a whole."""
+    with suppress(OSError), (folder / CONFIG_NAME).open("rb") as file:
+        found = _NAME.search(file.read(4096).decode(errors="replace"))
+        return found and found[2]
+    return None
 
 
 def choose(
@@ -197,17 +220,13 @@ def hold(
     with ExitStack() as held:
         finding = nullcontext(0) if folder else locked(_made(experiments_dir), FINDING)
         with finding:
-            path = None
-            if not new:
-                path = choose(
-                    search,
-                    experiments_dir=experiments_dir,
-                    folder=folder,
-                    entry_point=entry_point,
-                )
-            if new and folder is not None and (folder / CONFIG_NAME).exists():
-                reason = "it holds a search already: a new one needs another folder"
-                raise SearchFolderError(folder, reason)
+            path = _chosen(
+                search,
+                experiments_dir=experiments_dir,
+                folder=folder,
+                new=new,
+                entry_point=entry_point,
+            )
             is_made = path is None
             if path is None:
                 path = _made(folder or _next_stamped(experiments_dir))
@@ -224,6 +243,66 @@ def hold(
             yield path
         finally:
             sign(path, lock, is_held=False)
+
+
+def foresee(
+    search: Search,
+    *,
+    experiments_dir: Path,
+    folder: Path | None,
+    new: bool,
+    entry_point: str | None = None,
+) -> Path | None:
+    """Return the folder in which `hold` would go on; None if it would make one.
+
+    Leaves no trace.
+
+    Raises:
+        SearchBusyError: If it is a copy of one in which something may run yet.
+        SearchMismatchError: As `hold`.
+        SearchFolderError: As `hold`.
+    """
+    found = _chosen(
+        search,
+        experiments_dir=experiments_dir,
+        folder=folder,
+        new=new,
+        entry_point=entry_point,
+    )
+    if found is None and folder is not None and folder.exists():
+        _refuse_strangers(folder)
+    if found is not None and (found / LOCK_NAME).is_file():
+        try:
+            lock = os.open(found / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            reason = f"its {LOCK_NAME} cannot be opened: {error.strerror or error}"
+            raise SearchFolderError(found, reason) from error
+        try:
+            refuse_copies(found, lock)
+        finally:
+            os.close(lock)
+    return found
+
+
+def _chosen(
+    search: Search,
+    *,
+    experiments_dir: Path,
+    folder: Path | None,
+    new: bool,
+    entry_point: str | None,
+) -> Path | None:
+    if not new:
+        return choose(
+            search,
+            experiments_dir=experiments_dir,
+            folder=folder,
+            entry_point=entry_point,
+        )
+    if folder is not None and (folder / CONFIG_NAME).exists():
+        reason = "it holds a search already: a new one needs another folder"
+        raise SearchFolderError(folder, reason)
+    return None
 
 
 def _save(search: Search, folder: Path, entry_point: str | None) -> None:
@@ -243,7 +322,11 @@ def _save(search: Search, folder: Path, entry_point: str | None) -> None:
 
 def _refuse_strangers(folder: Path) -> None:
     """Refuse a folder that holds anything but what a search that never began leaves."""
-    names = {p.name for p in folder.iterdir()} - {LOCK_NAME, CONFIG_NAME}
+    try:
+        names = {p.name for p in folder.iterdir()} - {LOCK_NAME, CONFIG_NAME}
+    except OSError as error:
+        reason = f"it cannot be read: {error.strerror or error}"
+        raise SearchFolderError(folder, reason) from error
     found = sorted(name for name in names if not _yaml.ASIDE.fullmatch(name))
     if found:
         reason = f"it has no {CONFIG_NAME} but holds {found[0]!r}: name an empty folder"
@@ -296,6 +379,8 @@ def _changes(old: Any, new: Any, key: str) -> Iterator[str]:
         for name in sorted({*old, *new}):
             if f"{key}.{name}" in _MAY_CHANGE:
                 continue
+            if f"{key}.{name}" == _NUM_PARALLEL and not old.get("in_order"):
+                continue  # it says how many run, not what they are
             inner = old.get(name, _ABSENT), new.get(name, _ABSENT)
             yield from _changes(*inner, f"{key}.{name}")
     elif key == "base.entry_point" and _normal(old) == _normal(new):

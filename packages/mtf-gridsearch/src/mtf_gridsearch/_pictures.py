@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtf_gridsearch._groups import ABSENT, value_key
-from mtf_gridsearch._scales import safe_text
+from mtf_gridsearch._scales import is_drawn, safe_text
 from mtf_gridsearch._values import At, Mode
 from mtf_gridsearch.errors import ResultsError
 from mtf_gridsearch.records import ExperimentRecord
@@ -85,7 +85,11 @@ def ranked_values(
 ) -> dict[str, float]:
     """Return the values that have a place in a picture, by name, the best first."""
     ranked = results.ranking(metric, mode, at=at)
-    return {record.experiment_name: value for record, value in ranked}
+    drawn = {r.experiment_name: value for r, value in ranked if is_drawn(value)}
+    if not drawn:
+        msg = f"{results.folder}: all results of {metric!r} are too large to be drawn"
+        raise ResultsError(msg)
+    return drawn
 
 
 def cells_of(records: Iterable[ExperimentRecord], key: str) -> list[Any]:

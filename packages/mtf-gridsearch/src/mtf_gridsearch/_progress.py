@@ -19,6 +19,7 @@ __all__ = [
     "Settings",
     "View",
     "is_settled",
+    "is_to_start",
 ]
 
 NOT_STARTED = "could not be started"
@@ -28,7 +29,22 @@ UNKNOWN_GRACE_S = 60.0
 PATIENCE_S = 600.0
 
 _SETTLED = (Status.SUCCEEDED, Status.STOPPED)
-_DONE = (*_SETTLED, Status.FAILED, Status.TIMEOUT)
+_BROKEN = (Status.FAILED, Status.TIMEOUT)
+_DONE = (*_SETTLED, *_BROKEN)
+
+
+def is_to_start(status: Status, *, has_failed: bool, only: str | None) -> bool:
+    """Tell whether a run starts an experiment of *status*, if nothing runs it.
+
+    Args:
+        status: How it is now.
+        has_failed: Whether an attempt failed or ran out of time: a run of what failed goes
+            on with what another such run left unfinished.
+        only: ``"failed"`` for such a run.
+    """
+    if only == "failed":
+        return status not in _SETTLED and (has_failed or status in _BROKEN)
+    return status not in _DONE
 
 
 def is_settled(status: Status) -> bool:

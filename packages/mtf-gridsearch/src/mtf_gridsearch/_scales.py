@@ -10,7 +10,15 @@ from typing import Any
 from mtf_gridsearch._groups import ABSENT, is_number, value_key
 from mtf_gridsearch._tables import value_text
 
-__all__ = ["Scale", "Upright", "axis_label", "is_wide", "safe_text", "scale_of"]
+__all__ = [
+    "Scale",
+    "Upright",
+    "axis_label",
+    "is_drawn",
+    "is_wide",
+    "safe_text",
+    "scale_of",
+]
 
 _UNITS = {
     "_s": "s",
@@ -23,6 +31,7 @@ _UNITS = {
     "_percent": "%",
 }
 _WIDE = 50.0
+_LARGEST = 1e300
 _MAX_TEXT = 24
 _MAX_TICKS = 6
 
@@ -46,8 +55,8 @@ class Scale:
 
 
 def scale_of(cells: Sequence[Any]) -> Scale:
-    """Return the axis for *cells*: of numbers if all are finite numbers, else of labels."""
-    if all(is_number(cell) and math.isfinite(cell) for cell in cells):
+    """Return the axis for *cells*: of numbers if all may be drawn, else of labels."""
+    if all(is_number(cell) and is_drawn(_float(cell)) for cell in cells):
         return Scale((), is_wide([float(cell) for cell in cells]), {})
     keys = dict.fromkeys(map(value_key, cells))
     first = {value_key(cell): cell for cell in reversed(cells)}
@@ -88,6 +97,11 @@ class Upright:
         """Return the height of a size on the scale; the middle where all are the same."""
         span = self.high - self.low
         return (size - self.low) / span if span else 0.5
+
+
+def is_drawn(number: float) -> bool:
+    """Whether Matplotlib can draw *number*: differences of larger ones are infinite."""
+    return abs(number) <= _LARGEST
 
 
 def is_wide(values: Sequence[float]) -> bool:
@@ -144,4 +158,12 @@ def _rank(cell: Any) -> tuple[int, float]:
     if cell is ABSENT:
         return 2, 0.0
     # Sorting is stable: values that are no numbers keep the order of first appearance.
-    return (0, float(cell)) if is_number(cell) else (1, 0.0)
+    return (0, _float(cell)) if is_number(cell) else (1, 0.0)
+
+
+def _float(number: float) -> float:
+    """Return *number*, or infinity for a whole number beyond the largest."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf

@@ -37,6 +37,7 @@ _OPTIONS = {
     ),
 }
 _NUMBERS = ("min_step", "factor", "min_experiments", "num_trials", "num_parallel", "seed")
+_TEXTS = ("metric", "mode", "at")
 
 
 def early_stopping(values: Any, place: str) -> EarlyStopping | None:
@@ -49,7 +50,7 @@ def early_stopping(values: Any, place: str) -> EarlyStopping | None:
         return None
     options = dict(_mapping(values, place))
     word = options.pop("rule", None)
-    if word not in _RULES:
+    if not isinstance(word, str) or word not in _RULES:
         raise GridError(place, f"rule is one of {', '.join(_RULES)}, not {shown(word)}")
     _check(options, word, place)
     try:
@@ -99,6 +100,10 @@ def _check(options: Mapping[str, Any], word: str, place: str) -> None:
             raise GridError(place, f"{key!r} is not known{nearest(key, known)}")
         if key in _NUMBERS and type(value) is not int:
             raise GridError(place, f"{key} is a whole number, not {shown(value)}")
+        if key in _TEXTS and not isinstance(value, str):
+            raise GridError(place, f"{key} is text, not {shown(value)}: quote it")
+        if key == "in_order" and type(value) is not bool:
+            raise GridError(place, f"{key} is true or false, not {shown(value)}")
 
 
 def _said(error: Exception) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from mtf_gridsearch import _sections
+from mtf_gridsearch._progress import is_to_start
 from mtf_gridsearch.early_stopping import EarlyStopping
 from mtf_gridsearch.metrics_file import METRICS_NAME, read_curves
 from mtf_gridsearch.records import (
@@ -44,8 +45,8 @@ class Search(Protocol):
         """Return what is saved as ``search_config.yaml``.
 
         Has *name*, and is what `search_file.read` takes. A folder is refused if *base* or
-        *bayesian* (but for its *num_trials*) differ, or *grids* where that is there; all
-        else may change from run to run.
+        *bayesian* (but for its *num_trials* and, without *in_order*, *num_parallel*)
+        differ, or *grids* where that is there; all else may change from run to run.
         """
 
     def plan(
@@ -60,8 +61,11 @@ class Search(Protocol):
     def doubts(self) -> Sequence[str]:
         """Return what the user may want to know before anything starts; after `plan`."""
 
-    def starts(self, status: Status) -> bool:
-        """Tell whether this run starts an experiment of *status*, if nothing runs it."""
+    def starts(self, status: Status, *, has_failed: bool = False) -> bool:
+        """Tell whether this run starts an experiment of *status*, if nothing runs it.
+
+        *has_failed* is the record's: whether an attempt failed or ran out of time.
+        """
 
     def open(self, folder: Path, records: Mapping[str, ExperimentRecord]) -> Supply:
         """Return the experiments that this run of the search in *folder* starts.
@@ -78,7 +82,8 @@ class GridSearch:
 
     Args:
         search: With its grids.
-        only: ``"failed"`` to start what failed or ran out of time, and nothing else.
+        only: ``"failed"`` to start what failed or ran out of time, what such a run left
+            unfinished, and nothing else.
         rule: Ends bad experiments early; each run uses a copy of it.
     """
 
@@ -135,16 +140,19 @@ class GridSearch:
             doubts.append(f"So are {more} more.")
         return doubts
 
-    def starts(self, status: Status) -> bool:
-        """Tell whether *status* is one that is missing; with *only*, that failed."""
-        if self._only == "failed":
-            return status in _FAILED
-        return status not in _FINAL | _FAILED
+    def starts(self, status: Status, *, has_failed: bool = False) -> bool:
+        """Tell whether it is one that is missing; with *only*, that failed and not ended."""
+        return is_to_start(status, has_failed=has_failed, only=self._only)
 
     def open(self, folder: Path, records: Mapping[str, ExperimentRecord]) -> GridSupply:
         """Return what this run starts, in planned order."""
         planned = self.plan(records)
-        wanted = [p for p in planned if self.starts(records[p.experiment_name].status)]
+        known = [records[experiment.experiment_name] for experiment in planned]
+        wanted = [
+            experiment
+            for experiment, record in zip(planned, known, strict=True)
+            if self.starts(record.status, has_failed=record.has_failed)
+        ]
         names = {experiment.experiment_name for experiment in planned}
         # What is no longer in the grid counts if nothing is left to be done of it.
         kept = _FINAL | _FAILED | {Status.PENDING}

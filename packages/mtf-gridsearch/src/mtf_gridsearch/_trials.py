@@ -6,26 +6,19 @@ import json
 import random
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from mtf_gridsearch import _space, _study, _yaml
 from mtf_gridsearch._axis import Axis
-from mtf_gridsearch._combined import Grid
-from mtf_gridsearch._samplers import (
-    PrunerSpec,
-    SamplerSpec,
-    make_pruner,
-    make_sampler,
-    seed_of,
-)
-from mtf_gridsearch._values import At, Mode, reason_to_leave_out, value_of
+from mtf_gridsearch._definition import Definition
+from mtf_gridsearch._samplers import make_pruner, make_sampler, seed_of
+from mtf_gridsearch._values import reason_to_leave_out, value_of
 from mtf_gridsearch.errors import (
     GridError,
     GridSearchError,
@@ -36,7 +29,7 @@ from mtf_gridsearch.identity import identity_of
 from mtf_gridsearch.metrics_file import METRICS_NAME, read_curves
 from mtf_gridsearch.records import Curve, ExperimentRecord, GridExperiment, Status
 
-__all__ = ["STORAGE_NAME", "BayesianSupply", "Definition"]
+__all__ = ["STORAGE_NAME", "BayesianSupply"]
 
 STORAGE_NAME = "optuna_journal.log"
 STUDY_NAME = "optuna_study.json"  # for a database: which of its studies is ours
@@ -45,38 +38,7 @@ _NUMBER = re.compile(r".*_(\d{4,})__[0-9a-f]{16}")
 _NUM_ASKED = 5
 _NUM_DRAWN = 1000
 _LAST_STEP = 2**31 - 1
-_BROKEN = frozenset({Status.FAILED, Status.TIMEOUT})
-_ENDED = _BROKEN | {Status.SUCCEEDED, Status.STOPPED}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Definition:
-    """What `BayesianSearch` was given; *make* applies parameters of a number to the base."""
-
-    name: str
-    grid: Grid
-    make: Callable[[int, Mapping[str, Any]], GridExperiment[Any]]
-    metric: str
-    mode: Mode
-    at: At
-    num_trials: int
-    num_parallel: int
-    in_order: bool
-    sampler: SamplerSpec
-    pruner: PrunerSpec
-    storage: str | None
-    seed: int
-    only: Literal["failed"] | None
-
-    @property
-    def direction(self) -> StudyDirection:
-        """The mode in Optuna's words."""
-        is_low = self.mode == "min"
-        return StudyDirection.MINIMIZE if is_low else StudyDirection.MAXIMIZE
-
-    def starts(self, status: Status) -> bool:
-        """Tell whether a run starts an experiment of *status*, if nothing runs it."""
-        return status in _BROKEN if self.only == "failed" else status not in _ENDED
+_ENDED = (Status.SUCCEEDED, Status.STOPPED, Status.FAILED, Status.TIMEOUT)
 
 
 class BayesianSupply:
@@ -116,9 +78,9 @@ class BayesianSupply:
                 self._unresolved.add(number)
             for number, record in numbered.items():
                 self._resolve(number, record)
-        statuses = dict.fromkeys(self._trials, Status.MISSING)
-        statuses |= {n: record.status for n, record in numbered.items()}
-        wanted = [n for n, status in statuses.items() if definition.starts(status)]
+        states = dict.fromkeys(self._trials, (Status.MISSING, False))
+        states |= {n: (r.status, r.has_failed) for n, r in numbered.items()}
+        wanted = [n for n, (s, f) in states.items() if definition.starts(s, has_failed=f)]
         self._again = sorted(wanted, reverse=True)
 
     @property

@@ -16,15 +16,15 @@ import re
 import secrets
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
 from mtf_gridsearch.errors import GridError
 
-__all__ = ["ASIDE", "dump", "load", "parse", "parse_scalar", "write_atomically"]
+__all__ = ["ASIDE", "check", "dump", "load", "parse", "parse_scalar", "write_atomically"]
 
-_MAX_BYTES = 1 << 24
+_MAX_BYTES = 1 << 26
 _MAX_DEPTH = 48
 _MAX_NODES = 1_000_000
 _MAX_DIGITS = 400
@@ -289,14 +289,48 @@ _Dumper.add_representer(list, _represent_list)
 _Dumper.add_representer(float, _represent_float)
 
 
+def check(values: dict[str, Any]) -> None:
+    """Refuse what could not be read back, before it is written.
+
+    Raises:
+        GridError: If it is nested too deep, or holds too much; as `dump`.
+    """
+    level: list[Any] = [values]
+    nodes = num_bytes = depth = 0
+    while level:
+        nodes += len(level)
+        for value in level:
+            words = value if isinstance(value, dict) else [value]
+            # What is left to count, escapes and numbers, is small against the bound.
+            num_bytes += 2 * depth + sum(len(w) for w in words if isinstance(w, str))
+        if depth > _MAX_DEPTH:
+            _refuse(f"be nested more than {_MAX_DEPTH} levels deep: nest less")
+        if nodes > _MAX_NODES:
+            _refuse(f"hold more than {_MAX_NODES} values: {_LESS}")
+        if num_bytes > _MAX_BYTES:
+            _refuse(f"be larger than {_MAX_BYTES} bytes: {_LESS}")
+        level = [child for value in level for child in _children(value)]
+        depth += 1
+
+
+_LESS = "include fewer combinations, or list the values of parameters instead"
+
+
+def _refuse(what: str) -> NoReturn:
+    file = "the file of the search"
+    raise GridError(file, f"could not be read back, for it would {what}")
+
+
 def dump(values: dict[str, Any]) -> str:
     """Return plain *values* as YAML, one key a line; key order is kept.
 
     Raises:
+        GridError: If `parse` would not read it back, for its size.
         TypeError: If they are not plain values.
     """
+    check(values)
     try:
-        return str(
+        text = str(
             yaml.dump(
                 values,
                 Dumper=_Dumper,
@@ -308,6 +342,9 @@ def dump(values: dict[str, Any]) -> str:
     except yaml.representer.RepresenterError as error:
         message = f"not a plain value: {error.args[1]!r}"
         raise TypeError(message) from None
+    if len(text.encode()) > _MAX_BYTES:
+        _refuse(f"be larger than {_MAX_BYTES} bytes: {_LESS}")
+    return text
 
 
 ASIDE = re.compile(r"\.[0-9a-f]{16}\.tmp")

@@ -31,6 +31,7 @@ Hyper-Parameter Optimization", NIPS 2011, on the estimator, and D. Ginsbourger e
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -50,7 +51,8 @@ from mtf_gridsearch.search import ParameterGridSearch
 
 try:
     from mtf_gridsearch import _samplers
-    from mtf_gridsearch._trials import STORAGE_NAME, BayesianSupply, Definition
+    from mtf_gridsearch._definition import Definition
+    from mtf_gridsearch._trials import STORAGE_NAME, BayesianSupply
 except ModuleNotFoundError as error:
     if error.name != "optuna":
         raise
@@ -72,11 +74,13 @@ class BayesianSearch:
     Args:
         base_config: A mapping or a pydantic model, as for `ParameterGridSearch`.
         grid: What to choose among: distributions, listed values or both; conditions,
-            constraints and exclusions hold, and added combinations come first.
+            constraints and exclusions hold, and added combinations come first. What is
+            added to it later is not seen.
         metric: The objective, as experiments report it.
         mode: Whether it is to be ``"min"`` or ``"max"``.
         num_trials: How many to run; may grow when the search is run again.
-        num_parallel: How many may be open at once, however many places there are.
+        num_parallel: How many may be open at once, however many places there are; may
+            change when the search is run again, unless it is in order.
         in_order: Whether trial *n* waits for the results of trials 0 to
             ``n - num_parallel``, and is chosen by no others, so that trials are the same
             wherever they run; otherwise by all results that are there.
@@ -89,7 +93,8 @@ class BayesianSearch:
             in the folder of the search by default. Not part of the definition.
         seed: Of the sampler.
         name: Of the search; the base's ``experiment_name`` by default.
-        only: ``"failed"`` to run again what failed or ran out of time, and nothing else.
+        only: ``"failed"`` to run again what failed or ran out of time, what such a run left
+            unfinished, and nothing else.
 
     Raises:
         NamingError: If *name* is none, or longer than 96 characters.
@@ -131,7 +136,7 @@ class BayesianSearch:
         self._base_config = base_config
         self._definition = Definition(
             name=self.name,
-            grid=grid,
+            grid=copy.copy(grid),
             make=self.experiment,
             metric=metric,
             mode=mode,
@@ -169,8 +174,9 @@ class BayesianSearch:
     def to_plain(self) -> dict[str, Any]:
         """Return what is saved as ``search_config.yaml``, and `search_file.read` takes.
 
-        Nothing of it but ``num_trials`` may change in a folder. A sampler or pruner that
-        is code is named, and must be given again by code.
+        Nothing of it may change in a folder but ``num_trials`` and, without ``in_order``,
+        ``num_parallel``. A sampler or pruner that is code is named, and must be given again
+        by code.
 
         Raises:
             GridError: If the base config holds what is not plain.
@@ -191,8 +197,7 @@ class BayesianSearch:
             "name": self.name,
             "grids": [known.grid.to_plain()],
             "bayesian": options,
-            "base_digest": whole["base_digest"],
-            "base": whole["base"],
+            **{key: value for key, value in whole.items() if key.startswith("base")},
         }
 
     def plan(self, records: Mapping[str, ExperimentRecord]) -> tuple[()]:  # noqa: ARG002
@@ -227,9 +232,9 @@ class BayesianSearch:
         said = f"in_order=True: trial n waits for the results of trials 0 to {last}, so a"
         return (f"{said} slow one may keep places empty.",)
 
-    def starts(self, status: Status) -> bool:
+    def starts(self, status: Status, *, has_failed: bool = False) -> bool:
         """Tell whether a run starts an experiment of *status*, if nothing runs it."""
-        return self._definition.starts(status)
+        return self._definition.starts(status, has_failed=has_failed)
 
     def open(
         self, folder: Path, records: Mapping[str, ExperimentRecord]

@@ -190,7 +190,7 @@ def from_plain(word: str, arguments: Any, place: str) -> Distribution:
 def _check_range(low: Any, high: Any, word: str) -> None:
     for bound in (low, high):
         is_number = isinstance(bound, int | float) and not isinstance(bound, bool)
-        if not is_number or not math.isfinite(bound):
+        if not is_number or not _is_finite(bound):
             message = f"{word} takes two finite numbers, not {bound!r}"
             raise ValueError(message)
     if not low < high:
@@ -198,3 +198,13 @@ def _check_range(low: Any, high: Any, word: str) -> None:
             f"{word} goes from a smaller to a larger number, not {low!r} to {high!r}"
         )
         raise ValueError(message)
+    if not _is_finite(high - low):
+        message = f"{word} from {low!r} to {high!r} is wider than any number: narrow it"
+        raise ValueError(message)
+
+
+def _is_finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # a whole number beyond them
+        return False

@@ -124,14 +124,13 @@ def rehearse(
     Raises:
         GridSearchError: If the run would be refused, but for another that runs now.
     """
-    found = None
-    if folder is not None or not new:
-        found = _folder.choose(
-            search,
-            experiments_dir=experiments_dir,
-            folder=folder,
-            entry_point=getattr(launcher, "entry_point", None),
-        )
+    found = _folder.foresee(
+        search,
+        experiments_dir=experiments_dir,
+        folder=folder,
+        new=new,
+        entry_point=getattr(launcher, "entry_point", None),
+    )
     records = {} if found is None else read_records(found)
     planned = search.plan(records)
     place = found or folder or experiments_dir / "grid_search_<time>"
@@ -165,7 +164,7 @@ def rehearse(
 
 def _will_start(search: Search, record: ExperimentRecord) -> bool:
     runs = record.job_id is not None and record.ended_at is None
-    return not runs and search.starts(record.status)
+    return not runs and search.starts(record.status, has_failed=record.has_failed)
 
 
 def _with_planned(

@@ -12,9 +12,9 @@ rule of D. Golovin et al., "Google Vizier", KDD 2017, section 3.2.2.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Mapping
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from statistics import median
 from typing import Literal, Protocol
 
@@ -29,7 +29,8 @@ class EarlyStopping(Protocol):
     """Decides which running experiments end early. Used by one thread.
 
     Each run of a search uses a deep copy of the rule as it was given, and tells that of all
-    that ended before.
+    that ended before. Curves are as they count now: when an experiment that failed is begun
+    again, the rule is shown them without what the failed attempt reported, so empty at first.
     """
 
     def observe(self, name: str, curves: Mapping[str, Curve]) -> str | None:
@@ -45,7 +46,8 @@ class SuccessiveHalving:
     When an experiment reaches ``min_step * factor**k`` for the first time, it goes on if
     its value there is among the best ``1/factor`` of all values seen there so far (rounded
     up, so that the first always goes on). A value that is not finite is
-    worse than any other.
+    worse than any other. Where a later attempt reports another value for a step, that one
+    counts, and is judged anew.
 
     Args:
         metric: Which, by the name under which it is reported.
@@ -73,7 +75,7 @@ class SuccessiveHalving:
         self.metric, self.mode = metric, mode
         self.min_step, self.factor = min_step, factor
         self._seen: dict[int, list[float]] = {}  # by rung; costs, best first
-        self._reached: dict[str, int] = {}  # how many rungs, by name
+        self._reached: dict[str, list[float]] = {}  # by name; the cost at each rung
 
     def observe(self, name: str, curves: Mapping[str, Curve]) -> str | None:
         """Return why *name* is to stop: it reached a new step, and others did better."""
@@ -97,18 +99,31 @@ class SuccessiveHalving:
         self, name: str, curves: Mapping[str, Curve]
     ) -> list[tuple[int, float, float, list[float]]]:
         """Note the steps that *name* newly reached: each with all costs seen there."""
-        new = []
         curve = curves.get(self.metric, ())
-        rung = self._reached.get(name, 0)
-        while (step := self.min_step * self.factor**rung) <= _last_step(curve):
-            value = next(v for s, v in curve if s >= step)
-            cost = _cost(value, self.mode)
+        values = self._at_rungs(curve)
+        costs = [_cost(value, self.mode) for _, value in values]
+        before = self._reached.get(name, [])
+        pairs = zip(before, costs, strict=False)
+        known = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        for rung, cost in enumerate(before[known:], known):  # of an attempt that failed
+            seen = self._seen[rung]
+            del seen[bisect_left(seen, cost)]
+        new = []
+        for rung, cost in enumerate(costs[known:], known):
             seen = self._seen.setdefault(rung, [])
             insort(seen, cost)
-            new.append((step, cost, value, seen))
-            rung += 1
-        self._reached[name] = rung
+            new.append((values[rung][0], cost, values[rung][1], seen))
+        self._reached[name] = costs
         return new
+
+    def _at_rungs(self, curve: Curve) -> list[tuple[int, float]]:
+        """Return each rung's step that *curve* has reached, and the first value from there."""
+        found = []
+        step, last = self.min_step, _last_step(curve)
+        while step <= last:
+            found.append((step, next(value for s, value in curve if s >= step)))
+            step *= self.factor
+        return found
 
 
 class MedianRule:
@@ -176,8 +191,8 @@ class MedianRule:
             self._completed[name] = (steps, means)
 
 
-def _check(metric: str, mode: str, min_step: int) -> None:
-    if not metric:
+def _check(metric: object, mode: str, min_step: int) -> None:
+    if not isinstance(metric, str) or not metric:
         msg = "metric must name what experiments report"
         raise ValueError(msg)
     if mode not in ("min", "max"):

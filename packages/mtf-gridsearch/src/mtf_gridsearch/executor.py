@@ -6,31 +6,28 @@ executor holds no state of a search: that lies in the folder, whatever happens t
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal, Protocol
 
 from mtf_gridsearch import _folder, _yaml
 from mtf_gridsearch._drive import Drive
 from mtf_gridsearch._live import SilentView, make_view
 from mtf_gridsearch._progress import (
-    NOT_STARTED,
     PATIENCE_S,
     UNKNOWN_GRACE_S,
     Settings,
     is_settled,
 )
+from mtf_gridsearch._run import interrupts, summarise, take_up, what_is_left
 from mtf_gridsearch._supply import GridSearch, Search
 from mtf_gridsearch.dry_run import DryRun, PlannedExperiment, rehearse
 from mtf_gridsearch.early_stopping import EarlyStopping
-from mtf_gridsearch.errors import LauncherError, SearchFolderError
+from mtf_gridsearch.errors import LauncherError
 from mtf_gridsearch.journal import Journal
 from mtf_gridsearch.launcher import Launcher
 from mtf_gridsearch.records import ExperimentRecord, GridExperiment, Status
@@ -106,7 +103,8 @@ class GridSearchExecutor:
 
     A search is found by its name: the newest folder in *experiments_dir* that has it. What
     has succeeded or was stopped by a rule is never run again; what failed or ran out of
-    time only with ``only="failed"``; all else is started.
+    time only with ``only="failed"``, which also goes on with what such a run was interrupted
+    in; without it, all else is started.
 
     Args:
         launcher: Where experiments run. Without one, ``LOCAL`` runs the ``entry_point``
@@ -183,13 +181,15 @@ class GridSearchExecutor:
 
         Args:
             base_config: A mapping, a pydantic model, or a `ParameterGridSearch`, whose
-                grids are run as well; it stays as it is.
+                grids are run as well; it stays as it is, but takes over the names that
+                experiments have in the folder.
             parameter_grids: A grid, or several.
             execution_mode: Where to run; ``SLURM`` and ``KUBERNETES`` need a launcher.
-            only: ``"failed"`` runs what failed or ran out of time again, and nothing else.
+            only: ``"failed"`` runs what failed or ran out of time again, what such a run
+                left unfinished, and nothing else.
 
         Raises:
-            GridError: If a grid is empty, or wrong.
+            GridError: If a grid is empty, or wrong, or larger than can be saved.
             InvalidExperimentsError: If an experiment does not fit the base.
             LauncherError: If there is no launcher for the mode, or it fails.
             SearchFolderError: If the folder cannot be used: another executor runs it, it
@@ -203,7 +203,11 @@ class GridSearchExecutor:
         for grid in _several(parameter_grids):
             search.add_grid(grid)
         rule = self.early_stopping
-        return self.execute(GridSearch(search, only=only, rule=rule), execution_mode)
+        try:
+            return self.execute(GridSearch(search, only=only, rule=rule), execution_mode)
+        finally:
+            if search.known and isinstance(base_config, ParameterGridSearch):
+                base_config.know(search.known)
 
     def execute(
         self, search: Search, execution_mode: ExecutionMode | str = ExecutionMode.LOCAL
@@ -223,6 +227,7 @@ class GridSearchExecutor:
             return self._rehearse(search)
         launcher = self._launcher_for(search, mode)
         search.plan({})  # what does not fit fails before anything is made
+        _yaml.check(search.to_plain())  # what could not be gone on with, too
         holding = _folder.hold(
             search,
             experiments_dir=self.experiments_dir,
@@ -235,12 +240,14 @@ class GridSearchExecutor:
             closing(Journal(folder)) as journal,
             self.view or make_view() as view,
         ):
+            if self.new:  # a kill says nothing
+                view.note(f"{folder} is a new search; {self._same} goes on with it.")
             planned = search.plan(journal.records)
             for doubt in (*search.doubts(), *self._empty_places(search, launcher)):
                 view.note(doubt)
             journal.planned(planned)
             journal.dropped(_dropped(planned, journal.records))
-            _take_up(journal, launcher, folder)
+            take_up(journal, launcher, folder)
             drive = Drive(
                 folder,
                 journal,
@@ -250,7 +257,7 @@ class GridSearchExecutor:
                 view=view,
                 settings=self.settings,
             )
-            with _interrupts(drive.interrupt):
+            with interrupts(drive.interrupt):
                 is_done = drive.run()
                 if not is_done and mode is ExecutionMode.LOCAL:  # a queue keeps its jobs
                     view.note(
@@ -259,11 +266,13 @@ class GridSearchExecutor:
                     drive.cancel_all()
             records = journal.records
             if is_done:
-                _say_what_failed(view, records)
+                is_repair = not search.starts(Status.MISSING)
+                for note in what_is_left(records, self._same, is_repair=is_repair):
+                    view.note(note)
             else:
                 goes_on = "" if mode is ExecutionMode.LOCAL else "; submitted jobs go on"
-                view.note(f"Stopped{goes_on}. To go on, run the same command again.")
-        _summarise(folder)
+                view.note(f"Stopped{goes_on}. To go on, run {self._same} again.")
+        summarise(folder)
         if not is_done:
             raise KeyboardInterrupt
         dropped = _dropped(planned, records)
@@ -275,7 +284,9 @@ class GridSearchExecutor:
         )
 
     def _rehearse(self, search: Search) -> GridSearchResult:
-        launcher = self.launcher or _local(search.to_plain())
+        plain = search.to_plain()
+        _yaml.check(plain)
+        launcher = self.launcher or _local(plain)
         dry_run, records = rehearse(
             search,
             launcher,
@@ -307,6 +318,11 @@ class GridSearchExecutor:
             )
             raise LauncherError(msg)
         return launcher
+
+    @property
+    def _same(self) -> str:
+        """What goes on with a search that this executor has begun."""
+        return "the same command" + " without new=True (--new)" * self.new
 
     def _empty_places(self, search: Search, launcher: Launcher) -> Iterator[str]:
         """Say that a search has less open at once than there are places for."""
@@ -355,61 +371,3 @@ def _num_not_begun(
 ) -> int:
     """Return how many a search that decides as it goes has yet to choose."""
     return 0 if planned else max(0, (search.total or 0) - len(records))
-
-
-def _take_up(journal: Journal, launcher: Launcher, folder: Path) -> None:
-    """Note attempts at what had failed that were started and, for a kill, not noted.
-
-    Raises:
-        LauncherError: If the launcher fails.
-        SearchFolderError: If the journal cannot be written.
-    """
-    broken = {n: r.job_id for n, r in journal.records.items() if r.status in _BROKEN}
-    latest = getattr(launcher, "latest", None)
-    if latest is None or not broken:
-        return
-    try:
-        found = list(latest(list(broken), folder=folder))
-    except Exception as error:
-        msg = f"the launcher fails: {error}; repair that and run the command again"
-        raise LauncherError(msg) from error
-    pairs = zip(broken, found, strict=True)
-    if newer := {name: job for name, job in pairs if job and job != broken[name]}:
-        journal.submitted(newer)
-
-
-def _say_what_failed(view: SilentView, records: Mapping[str, ExperimentRecord]) -> None:
-    if num := sum(record.status in _BROKEN for record in records.values()):
-        view.note(f'{num} failed; only="failed" (--only failed) runs those again.')
-    if num := sum(r.reason.startswith(NOT_STARTED) for r in records.values()):
-        view.note(f"{num} {NOT_STARTED}; the same command tries those again.")
-
-
-def _summarise(folder: Path) -> None:
-    from mtf_gridsearch.results import SearchResults  # noqa: PLC0415 -- only at the end
-
-    try:
-        SearchResults.read(folder).write_summary()
-    except OSError as error:
-        reason = f"results_summary.json cannot be written: {error.strerror or error}"
-        raise SearchFolderError(folder, reason) from error
-
-
-@contextmanager
-def _interrupts(interrupt: Callable[[], None]) -> Iterator[None]:
-    """Call *interrupt* at the first Ctrl-C; let the second raise. Main thread alone."""
-    is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield  # another thread, or a program with its own idea of Ctrl-C
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        interrupt()
-
-    signal.signal(signal.SIGINT, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -91,6 +91,7 @@ def to_parquet(results: SearchResults, path: Path | str) -> Path:
             column = [None if cell is None else str(cell) for cell in cells]
         arrays[name] = pa.array(column, type=getattr(pa, arrow_type)())
     target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         parquet.write_table(pa.table(arrays), aside)

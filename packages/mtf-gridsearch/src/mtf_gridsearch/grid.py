@@ -20,7 +20,14 @@ from mtf_gridsearch._axis import (
     make_axis,
     nested,
 )
-from mtf_gridsearch._combined import Choose, Combination, Grid
+from mtf_gridsearch._combined import (
+    Choose,
+    Combination,
+    Grid,
+    GridProduct,
+    GridSum,
+    turn,
+)
 from mtf_gridsearch._grid_file import check_sections, fill
 from mtf_gridsearch._layers import codes_of, count_paths, exclusion_of
 from mtf_gridsearch._paths import Paths, TooManyStepsError
@@ -192,11 +199,14 @@ class ParameterGrid(Grid):
         """Make one combination by asking *choose* for each axis that applies, in order.
 
         Returns:
-            The combination, or None if a constraint or an exclusion forbids it.
+            The combination, or None if a constraint or an exclusion forbids it. Of a grid
+            without parameters, one of those that were added.
 
         Raises:
             ExpressionError: If a condition or constraint cannot be evaluated.
         """
+        if not self._axes:
+            return self._draw_any(choose)
         values: Combination = {}
         for axis in self._axes:
             if axis.only_when is not None and not axis.only_when.evaluate(values):
@@ -211,6 +221,20 @@ class ParameterGrid(Grid):
             if all(_has(values, key, value) for key, value in excluded.items()):
                 return None
         return values
+
+    def _draw_any(self, choose: Choose) -> Combination | None:
+        if not self._included:
+            return self.draw(choose) if self._axes else None
+        listed = [dict(each) for each in self._included.values()]
+        index = choose(turn(self._name, len(listed) + bool(self._axes)))
+        return listed[index] if index < len(listed) else self.draw(choose)
+
+    def __copy__(self) -> Self:
+        """Return a grid to which may be added what this one is not to have."""
+        other = type(self).__new__(type(self))
+        for name, value in vars(self).items():
+            setattr(other, name, value.copy() if isinstance(value, list) else value)
+        return other
 
     def to_plain(self) -> dict[str, Any]:
         """Return what stands in a file; `from_plain` reads it."""
@@ -243,13 +267,11 @@ class ParameterGrid(Grid):
                 parts = values[word]
                 if len(values) > 1 or not isinstance(parts, list) or not parts:
                     raise GridError(place, f"write `{word}:` and a list of grids alone")
-                first, *others = (
+                read = [
                     ParameterGrid.from_plain(part, f"{place}: {word}[{i}]")
                     for i, part in enumerate(parts)
-                )
-                for other in others:
-                    first = combine(first, other)
-                return first
+                ]
+                return combine(*read) if len(read) > 1 else read[0]
         try:
             check_sections(values)
             grid = ParameterGrid(values.get("name", ""), values.get("description", ""))
@@ -358,7 +380,7 @@ def _has(values: Combination, key: str, value: Any) -> bool:
     return key in values and canonical(values[key]) == canonical(value)
 
 
-_COMBINED: dict[str, Callable[[Grid, Grid], Grid]] = {
-    "concatenated": lambda left, right: left + right,
-    "crossed": lambda left, right: left * right,
+_COMBINED: dict[str, Callable[..., Grid]] = {
+    "concatenated": GridSum,
+    "crossed": GridProduct,
 }

@@ -63,6 +63,7 @@ class _Entry:
     is_stopping: bool = False
     failed_jobs: tuple[str, ...] = ()
     is_dropped: bool = False
+    has_failed: bool = False
 
     def submitted(self, job_id: str, at: float) -> None:
         """Begin an attempt; the same job once more is the same attempt."""
@@ -90,6 +91,7 @@ class _Entry:
             ended_at=self.ended_at,
             failed_jobs=self.failed_jobs,
             is_dropped=self.is_dropped,
+            has_failed=self.has_failed,
         )
 
 
@@ -143,6 +145,7 @@ def _fold(entries: _Entries, line: Mapping[str, Any], folder: str) -> None:
         entry.reason, entry.is_stopping = line["reason"], True
     elif event == "ended":
         entry.status = Status(line["status"])
+        entry.has_failed |= entry.status in (Status.FAILED, Status.TIMEOUT)
         entry.job_id = _found(line["job_id"], folder)
         entry.reason, entry.ended_at, entry.is_stopping = line["reason"], at, False
         entry.metrics = {name: _summary(v) for name, v in line["metrics"].items()}

@@ -41,7 +41,9 @@ _SAFE = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz012345678
 _ESCAPE = re.compile(r"(?:_x[0-9A-F]{2})+")
 _DIGITS_FOLLOW = re.compile(r"x[0-9A-F]{2}")
 _STAMP = "%Y%m%dT%H%M%S"
+_STAMPS = re.compile(r"[A-Za-z0-9-]{1,32}")
 _SHORT_WORD = 5
+_WHOLE = "."  # before a key that is not abbreviated, though another is to the same
 
 
 class NamingStrategy(StrEnum):
@@ -69,7 +71,7 @@ class ExperimentNaming:
     def generate_name(
         base: str,
         parameters: Mapping[str, Any],
-        strategy: NamingStrategy = NamingStrategy.HASH_BASED,
+        strategy: NamingStrategy | str = NamingStrategy.HASH_BASED,
         *,
         keys: Iterable[str] = (),
         number: int | None = None,
@@ -82,14 +84,14 @@ class ExperimentNaming:
         Args:
             base: What all names of the search begin with.
             parameters: By dotted key.
-            strategy: How to name.
+            strategy: How to name; or its word.
             keys: All keys of the search, for SHORT; those of *parameters* by default.
             number: For SEQUENTIAL, counted from 1.
-            stamp: For TIMESTAMP; by default now, in local time.
+            stamp: For TIMESTAMP: letters, digits and dashes; by default now, in local time.
 
         Raises:
-            NamingError: If *base* is no name, a key is none, a value is not plain, or
-                SEQUENTIAL has no number.
+            NamingError: If *base* is no name, *strategy* or *stamp* none, a key is none, a
+                value is not plain, or SEQUENTIAL has no number.
 
         >>> ExperimentNaming.generate_name(
         ...     "digits", {"seed": 1, "optimizer.lr": 0.001}, NamingStrategy.SHORT
@@ -97,6 +99,10 @@ class ExperimentNaming:
         'digits__lr-0.001__seed-1'
         """
         check_name(base)
+        strategy = _strategy(strategy)
+        if stamp is not None and not _STAMPS.fullmatch(stamp):
+            message = f"{shown(stamp)} is no stamp: write letters, digits and dashes, at most 32"
+            raise NamingError(message)
         try:
             values = {check_key(k, "name"): plain(v, k) for k, v in parameters.items()}
         except GridError as error:
@@ -154,19 +160,29 @@ class ExperimentNaming:
         keys = tuple(keys)
         short, owners = abbreviations(keys), _owners(keys)
         try:
-            keys_read = [check_key(_unescaped(key), name) for key, _, _ in pairs]
+            texts = [_unescaped(key) for key, _, _ in pairs]
+            for text in texts:
+                check_key(text.removeprefix(_WHOLE) if keys else text, name)
             parsed = [_value(_unescaped(text)) for _, _, text in pairs]
             base = _unescaped(base)
         except (ValueError, GridError):
-            keys_read, parsed = [], []
+            texts, parsed = [], []
         if owners:
-            keys_read = [_owner(key, owners, name) for key in keys_read]
-        values = dict(zip(keys_read, parsed, strict=True))
+            texts = [_owner(text, owners, name) for text in texts]
+        values = dict(zip(texts, parsed, strict=True))
         # Two spellings would be two names of one experiment: only ours is taken.
         if name not in (_readable(base, values, {}), _readable(base, values, short)):
             message = f"{name}: is no name of this form, or was changed by hand"
             raise NamingError(message)
         return ParsedName(base, values)
+
+
+def _strategy(word: str) -> NamingStrategy:
+    try:
+        return NamingStrategy(word)
+    except ValueError:
+        message = f"{shown(word)} is no strategy: write {', '.join(NamingStrategy)}"
+        raise NamingError(message) from None
 
 
 def check_name(name: object) -> str:
@@ -190,13 +206,17 @@ def check_name(name: object) -> str:
 def abbreviations(keys: Iterable[str]) -> dict[str, str]:
     """Return a short form of each key: no two alike, and none like another key.
 
+    A key that another could be abbreviated to is written whole, with a dot before it.
+
     >>> abbreviations(["model.hidden_size", "optimizer.lr", "scheduler.lr"])
     {'model.hidden_size': 'hs', 'optimizer.lr': 'o.lr', 'scheduler.lr': 's.lr'}
+    >>> abbreviations(["data.seed", "seed"])
+    {'data.seed': 'd.seed', 'seed': '.seed'}
     """
     keys = sorted(keys)
     owners = _owners(keys)
     return {
-        key: next((text for text in _candidates(key) if len(owners[text]) == 1), key)
+        key: next(text for text in _candidates(key) if len(owners[text]) == 1)
         for key in keys
     }
 
@@ -229,7 +249,8 @@ def _candidates(key: str) -> list[str]:
     if len(words) == 1 and len(last) > _SHORT_WORD:
         short = last[: _SHORT_WORD - 1]
     sections = "".join(f"{section[0]}." for section in above)
-    return [text for text in (short, sections + short, sections + last) if text] + [key]
+    shorter = (short, sections + short, sections + last)
+    return [*filter(None, shorter), key, _WHOLE + key]
 
 
 def _ending(beginning: str, end: str) -> str:

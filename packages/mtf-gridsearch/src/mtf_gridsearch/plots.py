@@ -29,7 +29,7 @@ from mtf_gridsearch._pictures import (
     unique_handles,
     varying,
 )
-from mtf_gridsearch._scales import axis_label, is_wide, safe_text
+from mtf_gridsearch._scales import axis_label, is_drawn, is_wide, safe_text
 from mtf_gridsearch._values import At, Mode, reason_to_leave_out, value_of
 from mtf_gridsearch.errors import ResultsError
 from mtf_gridsearch.results import SearchResults
@@ -209,7 +209,10 @@ def plot_curves(
     for record in results.records:
         file = results.folder / record.experiment_name / metrics_file.METRICS_NAME
         curves = metrics_file.read_curves(file, record.failed_jobs)
-        if curve := curves.get(metric):
+        if curve := [
+            (step, value if is_drawn(value) else math.nan)
+            for step, value in curves.get(metric, ())
+        ]:
             has_value = reason_to_leave_out(record, (metric,)) is None
             drawn.append((record, curve, has_value))
     if not drawn:

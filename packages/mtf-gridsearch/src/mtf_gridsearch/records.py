@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Generic, Protocol, TypeVar
 
+from mtf_gridsearch._written import written
+
 __all__ = [
     "Curve",
     "ExperimentRecord",
@@ -47,10 +49,9 @@ class GridExperiment(Generic[ConfigT]):
     def model_dump(self, *, mode: str = "json") -> dict[str, Any]:
         """Return the config as plain values."""
         config: Any = self.config
-        dump = getattr(config, "model_dump", None)
-        if dump is None:
-            return dict(config)
-        return dict(dump(mode=mode, by_alias=True) if self.by_alias else dump(mode=mode))
+        if hasattr(config, "model_dump"):
+            return written(config, by_alias=self.by_alias, mode=mode)
+        return dict(config)
 
 
 class Status(StrEnum):
@@ -105,6 +106,7 @@ class ExperimentRecord:
         failed_jobs: Of earlier attempts, those that failed of themselves: the next began
             anew, and what they reported counts no more.
         is_dropped: Whether it was no longer in the grid when the search was last run.
+        has_failed: Whether an attempt failed or ran out of time.
     """
 
     experiment_name: str
@@ -120,6 +122,7 @@ class ExperimentRecord:
     ended_at: float | None = None
     failed_jobs: tuple[str, ...] = ()
     is_dropped: bool = False
+    has_failed: bool = False
 
 
 class Supply(Protocol):

@@ -13,8 +13,9 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Generic, Self, TypeVar
 
-from mtf_gridsearch._base import NAME, UnfitError, base_of
+from mtf_gridsearch._base import NAME, UnfitError
 from mtf_gridsearch._combined import Combination, Grid
+from mtf_gridsearch._model_base import base_of
 from mtf_gridsearch._plain import check_key, plain, shown
 from mtf_gridsearch.errors import (
     GridError,
@@ -92,8 +93,8 @@ class ParameterGridSearch(Generic[ConfigT]):
 
     @property
     def grids(self) -> tuple[Grid, ...]:
-        """Its grids, in order."""
-        return tuple(self._grids)
+        """Its grids, in order; what is added to them is not seen."""
+        return tuple(map(copy.copy, self._grids))
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -122,7 +123,7 @@ class ParameterGridSearch(Generic[ConfigT]):
             message = "is empty: give it parameters" if not grid.keys else "is empty: its"
             rest = "" if not grid.keys else " constraints and exclusions leave nothing"
             raise GridError(grid.name, message + rest)
-        self._grids.append(grid)
+        self._grids.append(copy.copy(grid))
         self._planned = self._by_content = None
         return self
 
@@ -132,6 +133,15 @@ class ParameterGridSearch(Generic[ConfigT]):
         other._grids = list(self._grids)  # noqa: SLF001 -- of this class
         return other
 
+    def know(self, known: Mapping[str, str]) -> None:
+        """Call experiments by the names that they have in a folder, by identity."""
+        self._known, self._planned, self._by_content = dict(known), None, None
+
+    @property
+    def known(self) -> Mapping[str, str]:
+        """Names that experiments have already, by identity."""
+        return self._known
+
     def plan(
         self, known: Mapping[str, str] | None = None
     ) -> tuple[GridExperiment[ConfigT], ...]:
@@ -139,14 +149,15 @@ class ParameterGridSearch(Generic[ConfigT]):
 
         Args:
             known: Names that experiments have already, by identity: they are kept, and
-                no other experiment gets one of them.
+                no other experiment gets one of them. By default those that it was given
+                last, by this or `know`.
 
         Raises:
             GridError: If there is no grid, a grid has distributions, or there are more
                 experiments than a search can have.
             InvalidExperimentsError: If parameters do not fit the base config.
         """
-        known = dict(known or {})
+        known = self._known if known is None else dict(known)
         if self._planned is None or known != self._known:
             self._planned = tuple(self._validated(self._combinations(), known))
             self._known, self._by_content = known, None
@@ -163,20 +174,20 @@ class ParameterGridSearch(Generic[ConfigT]):
             InvalidExperimentsError: As `plan`.
         """
         groups: dict[str, list[GridExperiment[ConfigT]]] = {}
-        for experiment in self.plan(self._known):
+        for experiment in self.plan():
             values = experiment.model_dump(mode="json")
             values.pop(NAME, None)
             groups.setdefault(identity_of(values), []).append(experiment)
         return [tuple(group) for group in groups.values() if len(group) > 1]
 
     def generate_experiments(self) -> list[ConfigT]:
-        """Return the configs of `plan`, of the type of the base.
+        """Return the configs of `plan`, of the type of the base, each the caller's own.
 
         Raises:
             GridError: As `plan`.
             InvalidExperimentsError: As `plan`.
         """
-        return [experiment.config for experiment in self.plan()]
+        return [copy.deepcopy(experiment.config) for experiment in self.plan()]
 
     def experiment(
         self, parameters: Mapping[str, Any], number: int | None = None
@@ -222,12 +233,12 @@ class ParameterGridSearch(Generic[ConfigT]):
         """
         if self._by_content is None:
             contents: dict[str, str] = {}
-            for experiment in self.plan(self._known):
-                digest = _digest(experiment.config)
+            for experiment in self.plan():
+                digest = self._digest(experiment.config)
                 contents.setdefault(digest, experiment.experiment_name)
             self._by_content = contents
         try:
-            return self._by_content[_digest(config)]
+            return self._by_content[self._digest(config)]
         except KeyError:
             message = f"the config is no experiment of the search {self._name}"
             raise NamingError(message) from None
@@ -240,7 +251,7 @@ class ParameterGridSearch(Generic[ConfigT]):
             InvalidExperimentsError: As `plan`.
             NamingError: If no experiment of this search has that name.
         """
-        planned = self.plan(self._known)
+        planned = self.plan()
         index = {e.experiment_name: ParsedName(self._name, e.parameters) for e in planned}
         if name not in index:
             message = f"{name} is the name of no experiment of the search {self._name}"
@@ -253,13 +264,20 @@ class ParameterGridSearch(Generic[ConfigT]):
         Raises:
             GridError: If the base config holds what is not plain.
         """
+        kind = self._base.class_name
         return {
             "name": self._name,
             "naming": self._naming.value,
             "grids": [grid.to_plain() for grid in self._grids],
             "base_digest": self.base_digest,
+            **({} if kind is None else {"base_class": kind}),
             "base": self._base.plain,
         }
+
+    def _digest(self, config: ConfigT) -> str:
+        values = self._base.plain_of(config)
+        values.pop(NAME, None)
+        return identity_of(values)
 
     def _combinations(self) -> dict[str, Combination]:
         if not self._grids:
@@ -333,12 +351,6 @@ class ParameterGridSearch(Generic[ConfigT]):
             number=number,
             stamp=self._stamp,
         )
-
-
-def _digest(config: Any) -> str:
-    values = base_of(config).plain
-    values.pop(NAME, None)
-    return identity_of(values)
 
 
 def text_of(values: Mapping[str, Any]) -> str:

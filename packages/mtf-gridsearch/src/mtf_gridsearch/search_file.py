@@ -19,6 +19,7 @@ In place of a list a parameter may have ``{uniform: [low, high]}``, ``loguniform
 ``int`` or ``choice``; linked ones stand below one entry as ``{linked: {a: [...], b:
 [...]}}``; in place of a grid stand ``{concatenated: [...]}`` and ``{crossed: [...]}``.
 
+``base_class: my_configs:Config`` names the pydantic model that the base is read by.
 ``entry_point`` says what experiments run; ``early_stopping`` and ``bayesian`` how the
 command line runs them: see `mtf_gridsearch._sections`.
 """
@@ -26,17 +27,19 @@ command line runs them: see `mtf_gridsearch._sections`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mtf_gridsearch import _sections, _yaml
+from mtf_gridsearch._model_class import model_of
 from mtf_gridsearch._plain import nearest, shown
 from mtf_gridsearch.early_stopping import EarlyStopping
 from mtf_gridsearch.errors import GridError
 from mtf_gridsearch.grid import Grid, ParameterGrid
+from mtf_gridsearch.journal import read_records
 from mtf_gridsearch.naming import NamingStrategy
 from mtf_gridsearch.search import ParameterGridSearch
 
@@ -45,8 +48,9 @@ if TYPE_CHECKING:
 
 __all__ = ["SearchDefinition", "read", "write"]
 
+_IN_FOLDERS = "search_config.yaml"
 _SECTIONS = (
-    *("name", "naming", "base", "base_digest", "grids"),
+    *("name", "naming", "base", "base_class", "base_digest", "grids"),
     *("entry_point", "early_stopping", "bayesian"),
 )
 
@@ -59,18 +63,23 @@ class SearchDefinition:
         name: None where the base config is to give it.
         grids: In order; may be empty.
         base: None where the file has none.
+        base_class: The pydantic model that *base* is read by, as ``module:Class``; None for
+            a mapping that is its own schema.
         entry_point: What its experiments run; None where the file does not say.
         early_stopping: The rule that ends bad ones early, if there is to be one.
         bayesian: What makes a `BayesianSearch` of it, as it stands there; None for none.
+        names: Of experiments, by identity, in the folder whose ``search_config.yaml`` it is.
     """
 
     name: str | None
     naming: NamingStrategy
     grids: tuple[Grid, ...]
     base: Mapping[str, Any] | None
+    base_class: str | None = None
     entry_point: str | None = None
     early_stopping: EarlyStopping | None = None
     bayesian: Mapping[str, Any] | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
 
     def bayesian_search(
         self, base_config: Any = None, *, only: Literal["failed"] | None = None
@@ -83,12 +92,10 @@ class SearchDefinition:
             GridError: If there is no base or grid, or an option is wrong.
             NamingError: If there is no name, or it is none.
         """
-        base = self.base if base_config is None else base_config
-        name = self.name or "search"
-        if base is None:
-            raise GridError(name, "has no base config: give one")
+        base = self._base(base_config)
         if not self.grids:
-            raise GridError(name, "has no grid: write one below `grids`")
+            place = self.name or "search"
+            raise GridError(place, "has no grid: write one below `grids`")
         grid = reduce(add, self.grids)
         return _sections.bayesian_search(
             self.bayesian, "bayesian", base, grid, name=self.name, only=only
@@ -102,13 +109,18 @@ class SearchDefinition:
             NamingError: If there is no name, or it is none.
             TypeError: If the base is neither a mapping nor a pydantic model.
         """
-        base = self.base if base_config is None else base_config
-        if base is None:
-            raise GridError(self.name or "search", "has no base config: give one")
-        search = ParameterGridSearch(base, self.name, self.naming)
+        search = ParameterGridSearch(self._base(base_config), self.name, self.naming)
         for grid in self.grids:
             search.add_grid(grid)
+        search.know(self.names)
         return search
+
+    def _base(self, given: Any) -> Any:
+        if given is not None:
+            return given
+        if self.base is None:
+            raise GridError(self.name or "search", "has no base config: give one")
+        return model_of(self.base_class, self.base) if self.base_class else self.base
 
 
 def read(path: Path) -> SearchDefinition:
@@ -116,6 +128,7 @@ def read(path: Path) -> SearchDefinition:
 
     Raises:
         GridError: If *path* cannot be read, or describes none.
+        SearchFolderError: If it is in the folder of a search whose journal cannot be read.
     """
     values = _yaml.load(path)
     source = str(path)
@@ -123,7 +136,7 @@ def read(path: Path) -> SearchDefinition:
         message = f"{unknown[0]!r} is not known{nearest(unknown[0], _SECTIONS)}"
         raise GridError(source, message)
     name, base = values.get("name"), values.get("base")
-    for key in ("name", "entry_point"):
+    for key in ("name", "base_class", "entry_point"):
         if not isinstance(values.get(key), str | None):
             place = f"{source}: {key}"
             raise GridError(place, f"{shown(values[key])} is not text: quote it")
@@ -144,16 +157,19 @@ def read(path: Path) -> SearchDefinition:
         ParameterGrid.from_plain(grid, f"{source}: grids[{i}]")
         for i, grid in enumerate(grids)
     ]
+    records = read_records(path.parent) if path.name == _IN_FOLDERS else {}
     return SearchDefinition(
         name=name,
         naming=naming,
         grids=tuple(read_grids),
         base=base,
+        base_class=values.get("base_class"),
         entry_point=values.get("entry_point"),
         early_stopping=_sections.early_stopping(
             values.get("early_stopping"), f"{source}: early_stopping"
         ),
         bayesian=values.get("bayesian"),
+        names={record.identity: name for name, record in records.items()},
     )
 
 

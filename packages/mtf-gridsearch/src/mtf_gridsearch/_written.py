@@ -1,0 +1,91 @@
+"""How a pydantic model is written as plain values, and read again by its class.
+
+Relied on for: the same in every process, whatever the order in which a set gives its
+elements; what a class computes from its fields is left out, for it is not read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+__all__ = ["differing", "dumped", "read_back", "same", "written"]
+
+
+def written(config: BaseModel, *, by_alias: bool, mode: str = "json") -> dict[str, Any]:
+    """Return the values of *config*, by the aliases of its fields or by their names."""
+    values = dumped(config, by_alias=by_alias, mode=mode)
+    return dict(_in_order(config, values, by_alias=by_alias))
+
+
+def dumped(config: BaseModel, *, by_alias: bool, mode: str = "json") -> dict[str, Any]:
+    """Return the same, but that the order of what was a set is any."""
+    return config.model_dump(mode=mode, by_alias=by_alias, round_trip=True)
+
+
+def read_back(kind: type[BaseModel], values: Mapping[str, Any]) -> BaseModel:
+    """Return what *kind* makes of written *values*.
+
+    Raises:
+        ValueError: If it refuses them; a validator of the user's may raise any other.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValueError:  # a strict model takes some plain forms from JSON alone
+        return kind.model_validate_json(json.dumps(values))
+
+
+def differing(one: BaseModel, other: BaseModel) -> list[str]:
+    """Return the names of the fields in which two models of one class differ."""
+    names = [
+        name
+        for name in type(one).model_fields
+        if not same(getattr(one, name), getattr(other, name))
+    ]
+    extra, found = one.model_extra or {}, other.model_extra or {}
+    return names + [n for n in extra if n not in found or not same(extra[n], found[n])]
+
+
+def same(one: Any, other: Any) -> bool:
+    """Tell whether two values are equal; what cannot be compared is not."""
+    try:
+        return one is other or bool(one == other)
+    except Exception:  # noqa: BLE001 - whatever a class of the user's raises
+        return False
+
+
+def _in_order(value: Any, plain: Any, *, by_alias: bool) -> Any:
+    """Return *plain*, which was made of *value*, with what was a set in one order."""
+    if not isinstance(plain, dict | list):
+        return plain
+    if getattr(type(value), "__pydantic_root_model__", False):
+        value = value.root
+    if isinstance(plain, dict):
+        inner = _below(value, plain, by_alias=by_alias)
+        for key in plain.keys() & inner.keys():
+            plain[key] = _in_order(inner[key], plain[key], by_alias=by_alias)
+    elif isinstance(value, list | tuple | set | frozenset) and len(value) == len(plain):
+        pairs = zip(value, plain, strict=True)
+        plain = [_in_order(v, p, by_alias=by_alias) for v, p in pairs]
+        if isinstance(value, set | frozenset):
+            plain.sort(key=lambda item: json.dumps(item, sort_keys=True))
+    return plain
+
+
+def _below(value: Any, plain: Mapping[str, Any], *, by_alias: bool) -> Mapping[str, Any]:
+    """Return what of *value* stands below each key of *plain*, which was made of it."""
+    if isinstance(value, Mapping):
+        is_whole = len(value) == len(plain)
+        return dict(zip(plain, value.values(), strict=True)) if is_whole else value
+    if not hasattr(value, "__pydantic_fields__"):
+        known = dataclasses.fields(value) if dataclasses.is_dataclass(value) else ()
+        return {field.name: getattr(value, field.name) for field in known}
+    fields = type(value).__pydantic_fields__.items()
+    aliases = {name: f.serialization_alias or name for name, f in fields if by_alias}
+    inner = {aliases.get(name, name): getattr(value, name) for name, _ in fields}
+    return inner | (getattr(value, "model_extra", None) or {})

@@ -1,0 +1,689 @@
+import dataclasses
+import enum
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+from pydantic import (
+    AliasPath,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SecretStr,
+    Tag,
+    computed_field,
+    field_serializer,
+    model_serializer,
+    model_validator,
+)
+from typing_extensions import TypedDict
+
+from mtf_gridsearch._base import UnfitError
+from mtf_gridsearch._model_base import base_of
+from mtf_gridsearch.errors import GridError
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Optimizer(Strict):
+    lr: Annotated[float, Field(gt=0)] = 0.1
+    betas: Annotated[tuple[float, float], BeforeValidator(tuple)] = (0.9, 0.99)
+
+
+class Lax(BaseModel):
+    width: int = 4
+    inner: "Lax | None" = None
+
+
+class Open(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    type: str = "mlp"
+
+
+class Sgd(BaseModel):
+    kind: Literal["sgd"] = "sgd"
+    momentum: float = 0.0
+
+
+class Adam(BaseModel):
+    kind: Literal["adam"] = "adam"
+    beta: float = 0.9
+
+
+@dataclasses.dataclass
+class Data:
+    name: str = "digits"
+    workers: int = 0
+
+
+class Shape(TypedDict):
+    width: int
+
+
+class Config(BaseModel):
+    experiment_name: str = "digits"
+    seed: Annotated[int, Field(ge=0)] = 0
+    optimizer: Optimizer = Optimizer()
+    model: Open = Open()
+    lax: Lax | None = None
+    choice: Annotated[Sgd | Adam, Field(discriminator="kind")] = Sgd()
+    tags: dict[str, int] = {}
+    layers: dict[str, Lax] = {}
+    data: Data = Data()
+    shape: Shape | None = None
+    anything: Any = None
+    patience: int = Field(default=3, alias="earlyPatience")
+
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        if self.seed == 13:
+            message = "13 is unlucky"
+            raise ValueError(message)
+        if self.seed == 14:
+            raise KeyError("worse")  # noqa: EM101 - as careless code does
+        return self
+
+
+def faults(base: Any, parameters: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return what forbids *parameters*."""
+    with pytest.raises(UnfitError) as caught:
+        base_of(base).applied(parameters, "name")
+    return caught.value.faults
+
+
+def test_model_gets_its_parameters() -> None:
+    """The copy is a valid model of the same class; the base stays as it was."""
+    base = Config(earlyPatience=7, data=Data(workers=2))
+    before = base.model_dump()
+    config = base_of(base).applied(
+        {
+            "optimizer.lr": 1,
+            "optimizer.betas": [0.8, 0.9],
+            "model.heads": 4,
+            "lax.inner.width": 8,
+            "choice": {"kind": "adam", "beta": 0.5},
+            "tags.any": 3,
+            "layers.first.width": 2,
+            "data.name": "moons",
+            "shape.width": 5,
+            "anything.at.all": [1],
+        },
+        "new",
+    )
+    assert type(config) is Config
+    assert config.experiment_name == "new"
+    assert config.optimizer == Optimizer(lr=1.0, betas=(0.8, 0.9))
+    assert type(config.optimizer.lr) is float
+    assert config.model.model_extra == {"heads": 4}
+    assert config.lax == Lax(inner=Lax(width=8))
+    assert config.choice == Adam(beta=0.5)
+    assert (config.tags, config.layers) == ({"any": 3}, {"first": Lax(width=2)})
+    assert config.data == Data("moons", 2)
+    assert config.shape == {"width": 5}
+    assert config.anything == {"at": {"all": [1]}}
+    assert config.patience == 7
+    assert base.model_dump() == before
+
+
+def test_discriminator_of_a_union_may_change() -> None:
+    """A field that only another member of a union has is known."""
+    base = Config(choice=Adam())
+    assert base_of(base).applied({"choice.beta": 0.5}, "n").choice == Adam(beta=0.5)
+    assert base_of(base).applied({"patience": 4}, "n").patience == 4
+
+
+@pytest.mark.parametrize(
+    ("parameters", "key", "reason"),
+    [
+        (
+            {"optimizer.rl": 1},
+            "optimizer.rl",
+            "no such key; did you mean 'optimizer.lr'?",
+        ),
+        ({"lr": 1}, "lr", "did you mean 'optimizer.lr'?"),
+        ({"optimiser.lr": 1}, "optimiser.lr", "did you mean 'optimizer.lr'?"),
+        ({"lax.widht": 1}, "lax.widht", "did you mean 'lax.width'?"),
+        ({"lax": {"widht": 1}}, "lax.widht", "did you mean 'lax.width'?"),
+        ({"lax": {"inner": {"widht": 1}}}, "lax.inner.widht", "no such key"),
+        ({"layers.first.widht": 1}, "layers.first.widht", "no such key"),
+        ({"layers": {"first": {"widht": 1}}}, "layers.first.widht", "no such key"),
+        ({"data.worker": 1}, "data.worker", "did you mean 'data.workers'?"),
+        ({"shape.height": 1}, "shape.height", "no such key"),
+        ({"seed.x": 1}, "seed.x", "no such key"),
+        ({"choice.gamma": 1}, "choice.gamma", "no such key"),
+        ({"earlyPatience": 1}, "earlyPatience", "no such key"),
+        ({"optimizer.lr": -1.0}, "optimizer.lr", "greater than 0, found -1.0"),
+        ({"optimizer.lr": "fast"}, "optimizer.lr", "valid number, found 'fast'"),
+        ({"optimizer.betas": [1.0]}, "optimizer.betas.1", "Field required"),
+        ({"seed": -1}, "seed", "greater than or equal to 0, found -1"),
+        ({"seed": 13}, "", "13 is unlucky"),
+        ({"seed": 14}, "", "KeyError: 'worse'"),
+    ],
+)
+def test_what_does_not_fit_a_model(
+    parameters: dict[str, Any], key: str, reason: str
+) -> None:
+    """Unknown keys, ignored by lax schemas, and bad values are faults of their key."""
+    ((found, text),) = faults(Config(), parameters)
+    assert found == key
+    assert reason in text
+
+
+def test_every_fault_is_named() -> None:
+    """Two keys that are wrong are two faults."""
+    found = faults(Config(), {"seed": -1, "optimizer.lr": -1.0})
+    assert [key for key, _ in found] == ["seed", "optimizer.lr"]
+
+
+def test_model_without_a_name() -> None:
+    """A model that has no experiment_name gets none."""
+    assert base_of(Lax()).applied({"width": 3}, "n") == Lax(width=3)
+    assert base_of(Lax()).name is None
+    assert base_of(Config()).name == "digits"
+    assert base_of(Lax()).plain == {"width": 4, "inner": None}
+
+
+class Aliased(BaseModel):
+    """A field that is read by its alias alone."""
+
+    learning: float = Field(0.1, alias="learning-rate")
+
+
+def test_what_is_read_by_its_alias_is_written_by_it() -> None:
+    """Otherwise every experiment would run with the default."""
+    base = base_of(Aliased.model_validate({}))
+
+    assert base.by_alias
+    assert base.plain == {"learning-rate": 0.1}
+
+
+class Secret(BaseModel):
+    """A field that is not written as it is."""
+
+    token: SecretStr = SecretStr("x")
+
+
+class Hidden(BaseModel):
+    """A field that is not written at all."""
+
+    path: str = Field("a", exclude=True)
+
+
+class Untold(BaseModel):
+    lr: float = 0.1
+
+    @model_serializer
+    def _fail(self) -> dict[str, Any]:
+        if self.lr > 1:
+            raise KeyError("lr")  # noqa: EM101 - as careless code does
+        return {"lr": self.lr}
+
+
+class OneWay(BaseModel):
+    lr: float = 0.1
+
+    @field_serializer("lr")
+    def _tell(self, value: float) -> str:
+        return f"about {value}"
+
+
+@pytest.mark.parametrize("config", [Secret(), Hidden(path="b"), Untold(lr=2.0), OneWay()])
+def test_what_does_not_read_back_equal_is_refused(config: BaseModel) -> None:
+    """A secret, or a field left out or written for people, would reach no experiment."""
+    with pytest.raises(GridError, match="does not read back equal"):
+        base_of(config)
+
+
+class Inner(BaseModel):
+    """Something below a model."""
+
+    layers: list[int] = [1]
+    depth: int = 1
+
+
+class Outer(BaseModel):
+    """Something with sections."""
+
+    lr: float = 0.1
+    sub: Inner = Inner()
+    subs: list[Inner] = []
+
+
+def test_configs_share_nothing_with_the_base() -> None:
+    """What is changed in one is changed in no other."""
+    config = Outer()
+    base = base_of(config)
+
+    one, two = base.applied({"lr": 1.0}, "one"), base.applied({"lr": 2.0}, "two")
+    one.sub.layers.append(5)
+
+    assert config.sub.layers == two.sub.layers == [1]
+
+
+def test_unknown_keys_in_lists_of_models_are_told() -> None:
+    """A key inside a list is looked up in the schema, too."""
+    with pytest.raises(UnfitError, match=r"subs\.0\.dd"):
+        base_of(Outer()).applied({"subs": [{"dd": 5}]}, "x")
+
+
+class Colour(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class Size(BaseModel):
+    width: int = 1
+    depth: int = 1
+
+
+class Exact(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    experiment_name: str = "a"
+    colour: Colour = Colour.RED
+    betas: tuple[float, float] = (0.9, 0.999)
+    data: Path = Path("data")
+    tags: frozenset[str] = frozenset({"x"})
+    size: Size = Size(width=5, depth=7)
+    options: dict[str, int] = {"a": 1, "b": 2}
+    number: int = 1
+
+
+def test_strict_models_take_what_they_take_from_json() -> None:
+    """Enumerations, tuples, sets and paths are given in their plain form; text is no number."""
+    base = base_of(Exact())
+    parameters = {"colour": "blue", "betas": [0.5, 0.6], "data": "d", "tags": ["y"]}
+    applied = base.applied(parameters, "b")
+    assert applied == Exact(
+        experiment_name="b",
+        colour=Colour.BLUE,
+        betas=(0.5, 0.6),
+        data=Path("d"),
+        tags=frozenset({"y"}),
+    )
+    for key, value in (("number", "3"), ("colour", "green"), ("betas", [1.0])):
+        with pytest.raises(UnfitError) as caught:
+            base.applied({key: value}, "b")
+        assert [fault[0].split(".")[0] for fault in caught.value.faults] == [key]
+    with pytest.raises(UnfitError, match=r"should be 'red' or 'blue', found 'green'"):
+        base.applied({"colour": "green"}, "b")
+
+
+def test_a_mapping_never_drops_what_it_does_not_name() -> None:
+    """No field gets its default for a mapping that leaves it out; a whole value may be set."""
+    model = base_of(Exact())
+    with pytest.raises(UnfitError, match=r"size\.depth: 7 .* would become 1"):
+        model.applied({"size": {"width": 2}}, "b")
+    applied = model.applied({"size": {"width": 2, "depth": 7}, "options": {"a": 3}}, "b")
+    assert isinstance(applied, Exact)
+    assert (applied.size, applied.options) == (Size(width=2, depth=7), {"a": 3})
+
+
+def test_nan_in_a_base_is_named() -> None:
+    """The error says at which key of a model it stands."""
+
+    class Rated(BaseModel):
+        rates: dict[str, float]
+
+    with pytest.raises(GridError, match=r"base config\.rates\.low: NaN"):
+        base_of(Rated(rates={"low": math.nan}))
+
+
+class Either(BaseModel):
+    plain: Sgd | Adam = Sgd()
+    told: Annotated[Sgd | Adam, Field(discriminator="kind")] = Sgd()
+    several: list[Sgd | Adam] = []
+
+
+@pytest.mark.parametrize(
+    ("parameters", "key"),
+    [
+        ({"plain.beta": 0.5}, "plain.beta"),
+        ({"told.beta": 0.5}, "told.beta"),
+        ({"told.kind": "sgd", "told.beta": 0.5}, "told.beta"),
+        ({"told": {"kind": "sgd", "momentum": 0.1, "beta": 0.5}}, "told.beta"),
+        ({"several": [{"kind": "sgd", "momentum": 0.1, "beta": 1.0}]}, "several.0.beta"),
+    ],
+)
+def test_what_only_another_member_of_a_union_has_is_refused(
+    parameters: dict[str, Any], key: str
+) -> None:
+    """A value that would be dropped is an error that says which member is in force."""
+    with pytest.raises(UnfitError, match="Sgd here") as caught:
+        base_of(Either()).applied(parameters, "e")
+    assert [found for found, _ in caught.value.faults] == [key]
+
+
+def test_an_experiment_may_choose_the_member_of_a_union() -> None:
+    """What it sets of the member that it chooses is there."""
+    config = base_of(Either()).applied({"told.kind": "adam", "told.beta": 0.5}, "e")
+    assert config.told == Adam(beta=0.5)
+
+
+class Renamed(BaseModel):
+    lr: float = Field(0.1, serialization_alias="LR")
+
+
+class Sectioned(BaseModel):
+    opt: Renamed = Renamed.model_validate({})
+
+
+class NotWritten(BaseModel):
+    lr: float = Field(0.1, exclude=True)
+
+
+class Rounded(BaseModel):
+    lr: float = 0.1
+
+    @field_serializer("lr")
+    def _round(self, value: float) -> float:
+        return round(value, 1)
+
+
+class Placed(BaseModel):
+    lr: float = Field(0.1, validation_alias=AliasPath("opt", "lr"))
+
+
+@pytest.mark.parametrize(
+    ("base", "key"),
+    [
+        (Renamed.model_validate({}), "lr"),
+        (Sectioned(), "opt.lr"),
+        (Aliased.model_validate({}), "learning"),
+    ],
+)
+def test_a_base_of_defaults_is_written_by_what_is_read(base: BaseModel, key: str) -> None:
+    """Each experiment reads back, though the base would do so in a form that is not read."""
+    made = base_of(base)
+    config = made.applied({key: 0.01}, "e")
+    assert config != base
+    assert type(base).model_validate(made.plain_of(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("base", "value", "back"),
+    [
+        (NotWritten.model_validate({}), 0.5, "0.1"),
+        (Rounded(), 0.01, "0.0"),
+        (Placed.model_validate({}), 0.5, "0.1"),
+    ],
+)
+def test_an_experiment_that_does_not_read_back_is_refused(
+    base: BaseModel, value: float, back: str
+) -> None:
+    """A base of defaults reads back; an experiment that would get another value does not."""
+    ((key, reason),) = faults(base, {"lr": value})
+    assert key == "lr"
+    assert f"{value} would be read as {back} from its config.yaml" in reason
+
+
+def test_an_experiment_that_cannot_be_written_is_refused() -> None:
+    """Whatever a serializer raises is a fault of the experiment."""
+    ((key, reason),) = faults(Untold(), {"lr": 2.0})
+    assert key == ""
+    assert "its config.yaml could not be read (" in reason
+
+
+class Warm(BaseModel):
+    warmup: int = 0
+    tags: list[str] = ["a"]
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    steps: int = 0
+    opt: Warm = Warm()
+    tags: list[str] = ["a"]
+    fixed: tuple[int, ...] = (1, 2)
+
+
+class FrozenBelow(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    steps: int = 0
+    below: Frozen = Frozen()
+
+
+@pytest.mark.parametrize("base", [FrozenBelow(), FrozenBelow(below=Frozen(opt=Warm()))])
+def test_frozen_models_share_nothing_that_can_be_changed(base: FrozenBelow) -> None:
+    """Sections that are not frozen, and lists, are each experiment's own."""
+    made = base_of(base)
+    one, two = (made.applied({"steps": n}, "e") for n in (1, 2))
+    one.below.opt.warmup = 9
+    one.below.tags.append("b")
+    for other in (two, base, made.applied({"steps": 3}, "e")):
+        assert (other.below.opt.warmup, other.below.tags) == (0, ["a"])
+
+
+def test_a_base_that_is_changed_later_changes_nothing() -> None:
+    """What is searched is what was given."""
+    config = Warm(warmup=3)
+    base = base_of(config)
+    config.warmup = 4
+    config.tags.append("b")
+    assert base.applied({}, "e") == Warm(warmup=3)
+    assert base.plain == {"warmup": 3, "tags": ["a"]}
+
+
+class Schedule(BaseModel):
+    steps: int = 100
+    warmup: int = Field(default_factory=lambda values: values["steps"] // 10)
+
+
+class Training(BaseModel):
+    schedule: Schedule = Schedule()
+    total: int = Field(default_factory=lambda values: values["schedule"].steps * 2)
+
+
+class Filled(BaseModel):
+    steps: int = 100
+    warmup: int | None = None
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _fill(self) -> "Filled":
+        if self.warmup is None:
+            self.warmup = self.steps // 10
+        return self
+
+
+def test_what_follows_from_other_values_is_worked_out_again() -> None:
+    """At every level; what was set or changed in the base is kept."""
+    config = base_of(Training()).applied({"schedule.steps": 1000}, "e")
+    assert (config.schedule.warmup, config.total) == (100, 2000)
+    assert base_of(Schedule(warmup=7)).applied({"steps": 1000}, "e").warmup == 7
+    changed = Training()
+    changed.schedule.warmup = 7
+    config = base_of(changed).applied({"schedule.steps": 1000}, "e")
+    assert (config.schedule.warmup, config.total) == (7, 2000)
+
+
+def test_only_what_was_set_counts_as_set() -> None:
+    """A class that looks at which fields were set sees the base's and the parameters."""
+    config = base_of(Schedule(steps=5)).applied({"warmup": 1}, "e")
+    assert config.model_fields_set == {"steps", "warmup"}
+    assert base_of(Schedule()).applied({"steps": 5}, "e").model_fields_set == {"steps"}
+
+
+class Outermost(BaseModel):
+    steps: int = 100
+    below: Filled = Filled()
+
+    @model_validator(mode="after")
+    def _fill(self) -> "Outermost":
+        if self.below.seed == 0:
+            self.below.seed = self.steps // 10
+        return self
+
+
+@pytest.mark.parametrize("base", [Filled(), Schedule(steps=100, warmup=10)])
+def test_what_may_or_may_not_follow_is_asked(base: BaseModel) -> None:
+    """What is set to what the class would make anyway is not taken to be either."""
+    ((key, reason),) = faults(base, {"steps": 1000})
+    assert key == "warmup"
+    assert "10 of the base config is what its class makes of other values" in reason
+    assert "here it would make 100: set warmup in the same experiment" in reason
+    made = base_of(base)
+    assert made.applied({"steps": 1000, "warmup": 10}, "e").warmup == 10
+    assert made.applied({"steps": 101}, "e").warmup == 10
+
+
+def test_what_a_class_fills_in_a_section_is_asked() -> None:
+    """A section that was set holds what its parent made, which nobody set."""
+    base = Outermost(below=Filled(steps=7, warmup=3))
+    ((key, reason),) = faults(base, {"steps": 1000})
+    assert key == "below.seed"
+    assert "here it would make 100" in reason
+    made = base_of(base)
+    whole = made.applied({"steps": 1000, "below.seed": 1}, "e")
+    assert whole == Outermost(steps=1000, below=Filled(steps=7, warmup=3, seed=1))
+    below = {"steps": 7, "warmup": 3, "seed": 2}
+    assert made.applied({"steps": 1000, "below": below}, "e").below.seed == 2
+    made = base_of(Outermost())
+    assert made.applied({"steps": 1000}, "e").below.seed == 100
+    assert made.applied({"below.warmup": 1}, "e") == Outermost(below=Filled(warmup=1))
+    with pytest.raises(UnfitError, match=r"below\.seed: .* would make 100"):
+        made.applied({"steps": 1000, "below.warmup": 1}, "e")
+
+
+def test_what_the_class_needs_is_no_doubt() -> None:
+    """Where it makes nothing of the rest, what was set stays."""
+
+    class Needed(BaseModel):
+        n: int = 1
+        half: int | None = None
+
+        @model_validator(mode="after")
+        def _fill(self) -> "Needed":
+            if self.half is None and self.n % 2:
+                raise ValueError("odd")  # noqa: EM101 - as careless code does
+            self.half = self.n // 2 if self.half is None else self.half
+            return self
+
+    assert base_of(Needed(n=2)).applied({"n": 3}, "e").half == 1
+
+
+class Exactly(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Mlp(Exactly):
+    type: Literal["mlp"] = "mlp"
+    depth: int = 1
+    size: int = 4
+
+
+class Cnn(Exactly):
+    type: Literal["cnn", "conv"] = "cnn"
+    width: int = 8
+    size: int = 4
+
+
+class Net(BaseModel):
+    model: Annotated[Mlp | Cnn, Field(discriminator="type")] = Mlp()
+
+    @computed_field
+    def area(self) -> int:
+        """What follows from the model, and is not read."""
+        return self.model.size**2
+
+    model_config = ConfigDict(extra="forbid")
+
+
+@pytest.mark.parametrize("base", [Net(), Net(model=Mlp(depth=2, size=5))])
+def test_another_member_of_a_union_gets_only_its_own(base: Net) -> None:
+    """Fields that it lacks are left behind, and what both have stays."""
+    made = base_of(base)
+    size = base.model.size
+    assert made.applied({"model.type": "cnn"}, "e").model == Cnn(size=size)
+    chosen = made.applied({"model.type": "conv", "model.width": 2}, "e")
+    assert chosen.model == Cnn(type="conv", width=2, size=size)
+    assert made.applied({"model.type": "mlp"}, "e").model == base.model
+    ((key, reason),) = faults(base, {"model.type": "rnn"})
+    assert key == "model.type"
+    assert "'mlp', 'cnn', 'conv'" in reason
+
+
+def test_what_is_computed_is_not_written() -> None:
+    """A class that forbids what it does not know takes back what is written."""
+    assert "area" not in base_of(Net()).plain
+
+
+class Prepared(BaseModel):
+    steps: int = 0
+    opt: Warm = Warm()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _prepare(cls, values: Any) -> Any:
+        if "opt" in values:
+            values["opt"].setdefault("warmup", 5)
+        return values
+
+
+def test_a_validator_gets_sections_as_a_file_gives_them() -> None:
+    """One that wants mappings is given mappings."""
+    base = base_of(Prepared.model_validate({"opt": {}}))
+    assert base.applied({"steps": 1}, "e") == Prepared.model_construct(
+        steps=1, opt=Warm(warmup=5)
+    )
+
+
+class Tagged(BaseModel):
+    tags: set[int]
+
+
+def test_sets_are_written_in_one_order() -> None:
+    """The order in which a set gives its elements makes no other base."""
+    forms = [base_of(Tagged(tags=set(tags))).plain for tags in ([0, 8], [8, 0])]
+    assert forms == [{"tags": [0, 8]}] * 2
+
+
+class Narrow(BaseModel):
+    y: int = 0
+
+
+class Wide(BaseModel):
+    y: int = 0
+    z: int = 5
+
+
+class Chosen(BaseModel):
+    name: str = "chosen"
+    y: int = 0
+
+
+def _which(value: Any) -> str:
+    name = value.get("name") if isinstance(value, dict) else value.name
+    return "chosen" if name == "chosen" else "other"
+
+
+class Other(BaseModel):
+    name: str = "other"
+    y: int = 0
+
+
+class Untagged(BaseModel):
+    best: Narrow | Wide = Wide(y=1)
+    called: Annotated[
+        Annotated[Chosen, Tag("chosen")] | Annotated[Other, Tag("other")],
+        Discriminator(_which),
+    ] = Chosen()
+
+
+def test_a_section_stays_the_member_that_it_is() -> None:
+    """Where no tag says which member of a union it is, all of its fields do."""
+    base = base_of(Untagged())
+    config = base.applied({"best.y": 2, "called.y": 3}, "e")
+    assert (config.best, config.called) == (Wide(y=2), Chosen(y=3))
+
+
+def test_a_mapping_may_stand_for_a_config() -> None:
+    """What is plain already is plain."""
+    assert base_of(Warm()).plain_of({"warmup": 1}) == {"warmup": 1}
