@@ -50,7 +50,8 @@ def test_status_says_how_many_and_why(
     submit("wait_a", "wait_b", "wait_c")
     at_s = time.time()  # noqa: TID251 -- a date
     failures = [
-        NodeFailure(node="n7", at_s=at_s, job_id=str(i), reason="") for i in range(3)
+        NodeFailure(node="n7", at_s=at_s - 90 * i, job_id="1", reason="")
+        for i in range(3)
     ]
     record(folder, failures)
     assert cli.main(["status", str(folder)]) == 0
@@ -137,9 +138,20 @@ def test_what_cannot_be_done(
     assert cli.main(["wait", str(tmp_path)]) == 0
     assert capsys.readouterr().out == "no jobs\nno jobs\n"
     assert cli.main(["status", str(tmp_path), "--all"]) == 0
-    assert cli.main(["wait", str(tmp_path), "--interval", "0"]) == 1
-    assert "interval_s" in capsys.readouterr().err
+    assert cli.main(["efficiency", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "no jobs\n"
     assert slurm.calls() == []
+
+
+@pytest.mark.parametrize("interval", ["0", "-1", "nan", "inf", "soon"])
+def test_an_interval_that_is_none(
+    tmp_path: Path, interval: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The option is named, with what to give."""
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["wait", str(tmp_path), f"--interval={interval}"])
+    said = capsys.readouterr().err
+    assert f"--interval: {interval}: give a number of seconds above 0" in said
 
 
 def test_slurm_that_does_not_answer(
@@ -155,7 +167,9 @@ def test_slurm_that_does_not_answer(
     slurm.fail("squeue")
     assert cli.main(["status", str(folder)]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("Slurm does not answer, this may be old")
+    assert said[0].startswith(
+        "this may be old: no answer: squeue: error: Unable to contact"
+    )
     assert said[1] == "1 unknown"
     (folder / ".slurm" / "follow.json").unlink()
     slurm.fail("squeue", "", status=0, stdout="slurm 22.05.8")

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mtf_slurm.errors import SnapshotError, TemplateError
+from mtf_slurm.command import Commands
+from mtf_slurm.errors import SnapshotError
 from mtf_slurm.git import GitManager
 from mtf_slurm.launcher import SLURMLauncher
 from mtf_slurm.testing import FakeSlurm
@@ -184,22 +186,226 @@ def test_a_record_that_cannot_be_written_stops_one(
     result = make_launcher().submit_experiment_batch(batch)
     assert [row.job_id for row in result] == ["1_0", None, "1_1"]
     assert "cannot be recorded" in (result.failed[0].error or "")
+    assert make_launcher().submit_experiment_batch([experiment("b")]).job_ids == []
+    assert len(slurm.calls("sbatch")) == 1
 
 
-def test_a_config_that_cannot_be_written_stops_one(
+def config_of(project: Path, name: str) -> dict[str, Any]:
+    """Return the config that lies in an experiment's folder."""
+    path = project / "experiments" / name / "config.yaml"
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def test_a_first_submission_whose_config_is_refused(
     make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
 ) -> None:
-    """A folder that cannot be made, or values that JSON has not, touch no other row."""
-    slurm.configure(is_held=True)
-    (project / "experiments").mkdir()
-    (project / "experiments" / "b").touch()
-    odd = experiment("c")
+    """The reason is the true one, also where no folder of experiments is there yet."""
+    odd = experiment("odd")
     odd.values["lr"] = float("nan")
-    result = make_launcher().submit_experiment_batch(
-        [experiment("a"), experiment("b"), odd]
+    [row] = make_launcher().submit_experiment_batch([odd])
+    assert "odd: its config is not what JSON can hold: Out of range float" in row.error
+    assert not (project / "experiments").exists()
+    assert slurm.calls() == []
+
+
+@pytest.mark.parametrize("fault", ["nan", "full", "folder", "None", "raises"])
+def test_a_config_that_cannot_be_written_stops_one(
+    fault: str, make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
+) -> None:
+    """It is not run with the config that it had before; no other row is touched."""
+    launcher = make_launcher()
+    first = launcher.submit_single_experiment(experiment("b", do="fail"))
+    assert launcher.wait([first], timeout_s=60) == ["failed"]
+    slurm.configure(is_held=True)
+    odd, folder = experiment("b"), project / "experiments" / "b"
+    if fault == "nan":
+        odd.values["lr"] = float("nan")
+    elif fault == "full":
+        (folder / f".config.{os.getpid()}").symlink_to("/dev/full")
+    elif fault == "folder":
+        (folder / "config.yaml").unlink()
+        (folder / "config.yaml" / "x").mkdir(parents=True)
+    else:
+        odd = Broken(fault)
+    result = launcher.submit_experiment_batch([experiment("a"), odd, experiment("c")])
+    said = {
+        "nan": "not what JSON can hold",
+        "full": "config.yaml cannot be written: No space left on device",
+        "folder": "config.yaml cannot be written: Is a directory",
+        "None": "its config is dumped as NoneType, which is no mapping",
+        "raises": "its config cannot be dumped: ZeroDivisionError: division by zero",
+    }
+    assert [row.job_id for row in result] == ["2_0", None, "2_1"]
+    assert said[fault] in (result.rows[1].error or "")
+    assert [task["name"] for task in slurm.tasks().values()] == ["b", "a", "a"]
+
+
+class Broken:
+    """An experiment whose config cannot be had."""
+
+    experiment_name = "b"
+
+    def __init__(self, fault: str) -> None:
+        self.fault = fault
+
+    def model_dump(self, *, mode: str) -> object:
+        assert mode == "json"
+        return None if self.fault == "None" else 1 / 0
+
+
+def test_a_job_that_is_kept_has_the_config_that_was_given(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path, wait_for: Make
+) -> None:
+    """Pending, running or succeeded: with another config an experiment is refused.
+
+    What it runs with stays, no other row is touched, and who waits for it is refused, too.
+    """
+    launcher = make_launcher()
+    done, runs = launcher.submit_experiment_batch(
+        [experiment("done"), experiment("runs", do="wait")]
+    ).job_ids
+    wait_for(lambda: launcher.states([done, runs]) == ["succeeded", "running"])
+    slurm.configure(is_held=True)
+    waits = launcher.submit_single_experiment(experiment("waits"))
+    same = [experiment("done"), experiment("runs", do="wait"), experiment("waits")]
+    assert launcher.submit_experiment_batch(same).job_ids == [done, runs, waits]
+    changed = [experiment(one.experiment_name, do="fail") for one in same]
+    result = launcher.submit_experiment_batch(
+        [*changed, experiment("other"), experiment("behind")],
+        after={"behind": {"done": "afterok"}},
     )
-    assert [row.job_id for row in result] == ["1", None, None]
-    assert all("config.yaml" in (row.error or "") for row in result.failed)
+    assert [row.job_id for row in result] == [None, None, None, "4", None]
+    for row, job_id, state in zip(
+        result, (done, runs, waits), ("succeeded", "running", "pending"), strict=False
+    ):
+        assert f"its job {job_id} is {state} with another config" in (row.error or "")
+    assert "it waits for done, which was not submitted" in (result.rows[4].error or "")
+    dos = [config_of(project, one.experiment_name)["do"] for one in same]
+    assert dos == ["succeed", "wait", "succeed"]
+    assert len(slurm.tasks()) == 4
+
+
+def test_a_failed_experiment_that_is_repaired(
+    make_launcher: Make, experiment: Make, project: Path
+) -> None:
+    """Submitted again with another config, it runs with that one."""
+    launcher = make_launcher()
+    for do, state in (("fail", "failed"), ("succeed", "succeeded")):
+        job_id = launcher.submit_single_experiment(experiment("e", do=do))
+        assert config_of(project, "e")["do"] == do
+        assert launcher.wait([job_id], timeout_s=60) == [state]
+
+
+def test_one_name_with_two_configs_is_refused(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
+) -> None:
+    """Neither is run, nor written: which of them is meant is not guessed."""
+    slurm.configure(is_held=True)
+    odd = experiment("b")
+    odd.values["lr"] = float("inf")
+    batch = [experiment("a"), experiment("a", do="fail"), odd, experiment("b")]
+    result = make_launcher().submit_experiment_batch([*batch, experiment("c")])
+    assert [row.job_id for row in result] == [None, None, None, None, "1"]
+    assert "a: it comes twice, with different configs" in (result.rows[0].error or "")
+    assert not (project / "experiments" / "a").exists()
+    assert not (project / "experiments" / "b").exists()
+
+
+def test_a_config_that_was_not_written_stops_one(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm, tmp_path: Path
+) -> None:
+    """Whom `submit` finds without a config, it refuses; no other row is touched."""
+    slurm.configure(is_held=True)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "config.yaml").write_text("{}", encoding="utf-8")
+    batch = [experiment("there"), experiment("none")]
+    result = make_launcher().submit(batch, folder=tmp_path)
+    assert [row.job_id for row in result] == ["1", None]
+    assert "none/config.yaml is not there: write it first" in (result.rows[1].error or "")
+
+
+def lose_state(slurm: FakeSlurm) -> None:
+    """Restart the controller without its last state: ids begin anew."""
+    with slurm._store.open() as state:
+        state |= {"next_id": 1, "tasks": {}}
+
+
+def test_an_id_that_is_given_twice_in_a_batch(
+    make_launcher: Make,
+    experiment: Make,
+    slurm: FakeSlurm,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whose job was lost for it says so, those behind it too, and is submitted again."""
+    slurm.configure(is_held=True)
+    once = Commands.once
+
+    def losing(self: Commands, argv: Sequence[str], **more: Any) -> str:
+        if argv[0] == "sbatch":
+            lose_state(slurm)
+        return once(self, argv, **more)
+
+    batch = [experiment("a"), experiment("b", nodes=2)]
+    with monkeypatch.context() as patch:
+        patch.setattr(Commands, "once", losing)
+        result = make_launcher().submit_experiment_batch(batch)
+    assert [row.job_id for row in result] == [None, "1"]
+    assert "Slurm lost its job, and gave the id to another" in (
+        result.rows[0].error or ""
+    )
+    assert make_launcher().submit_experiment_batch(batch).job_ids == ["2", "1"]
+    assert make_launcher().submit_experiment_batch(batch).job_ids == ["2", "1"]
+    assert [task["name"] for task in slurm.tasks().values()] == ["b", "a"]
+
+
+def test_an_answer_with_the_id_of_another(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm
+) -> None:
+    """The first that had it is no more taken for submitted."""
+    slurm.configure(is_held=True)
+    launcher = make_launcher()
+    [kept] = launcher.submit_experiment_batch([experiment("kept")]).job_ids
+    slurm.fail("sbatch", "", status=0, stdout=f"{kept}\n")
+    result = launcher.submit_experiment_batch([experiment("kept"), experiment("b")])
+    assert [row.job_id for row in result] == [None, kept]
+    assert "Slurm lost its job" in (result.rows[0].error or "")
+
+
+@pytest.mark.parametrize("is_ended", [False, True])
+@pytest.mark.parametrize("where", ["experiments", "others"])
+def test_an_id_that_is_given_again_later(
+    where: str,
+    *,
+    is_ended: bool,
+    make_launcher: Make,
+    experiment: Make,
+    slurm: FakeSlurm,
+    project: Path,
+) -> None:
+    """The state of the later job is not the earlier one's, wherever each lies.
+
+    One that had ended keeps its job by what it left; one that had not is submitted again.
+    """
+    for folder in {project / "experiments" / "a", project / where / "b"}:
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text('{"do": "succeed"}', encoding="utf-8")
+    launcher, first = make_launcher(), project / "experiments"
+    slurm.configure(is_held=not is_ended)
+    assert launcher.submit([experiment("a")], folder=first).job_ids == ["1"]
+    if is_ended:
+        launcher.wait(["1"], timeout_s=60)
+    lose_state(slurm)
+    slurm.configure(is_held=False)
+    later = launcher.submit([experiment("b")], folder=project / where)
+    assert later.job_ids == ["1"]
+    launcher.wait(["1"], timeout_s=60)
+    for path in first.glob(".slurm/*/job_id"):
+        os.utime(path, (1, 1))  # long ago: not one that is late
+    slurm.configure(is_held=True)
+    again = launcher.submit([experiment("a")], folder=first)
+    assert again.job_ids == ["1" if is_ended else "2"]
+    count = [len(list(first.glob(".slurm/0*"))), len(slurm.tasks())]
+    assert count == [1 + (where == "experiments") + (not is_ended), 1 + (not is_ended)]
 
 
 def test_branches_are_pushed_before_jobs_are_submitted(
@@ -217,46 +423,6 @@ def test_branches_are_pushed_before_jobs_are_submitted(
     assert len(slurm.tasks()) == 1
 
 
-def test_nodes_that_are_left_out(
-    make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
-) -> None:
-    """They join those that an experiment leaves out; a name that is none is refused."""
-    slurm.configure(is_held=True)
-    asked: list[Path] = []
-
-    def bad_nodes(folder: Path) -> list[str]:
-        asked.append(folder)
-        return ["n2", "n1", "n2"]
-
-    launcher = make_launcher(excluded_nodes=bad_nodes)
-    batch = [experiment("a"), experiment("b", exclude="n[7-9]")]
-    assert launcher.submit_experiment_batch(batch).failed == []
-    options = [task["options"]["exclude"] for task in slurm.tasks().values()]
-    assert options == ["n1,n2", "n[7-9],n1,n2"]
-    assert asked == [project / "experiments"]
-    with pytest.raises(ValueError, match="no name of a node"):
-        make_launcher(excluded_nodes=lambda _: ["n1;x"]).submit_experiment_batch(batch)
-
-
-def test_what_a_template_passes_over_is_refused(
-    make_launcher: Make, experiment: Make, slurm: FakeSlurm, tmp_path: Path
-) -> None:
-    """A setting that the script would not have is an error, not silently lost."""
-    slurm.configure(is_held=True)
-    path = tmp_path / "mine.sbatch"
-    path.write_text("#!/bin/bash\n#SBATCH --job-name=x\n{{ run }}\n", encoding="utf-8")
-    launcher = make_launcher(template_path=path)
-    batch = [experiment("a", qos="high"), experiment("b"), experiment("c")]
-    result = launcher.submit_experiment_batch(batch, after={"c": {"b": "afterok"}})
-    assert [row.job_id for row in result] == [None, "1", None]
-    said = [row.error or "" for row in result.failed]
-    assert "slurm.qos is set, and the template does not write {{ qos }}" in said[0]
-    assert "slurm.dependencies is set" in said[1]
-    assert slurm.tasks()["1"]["name"] == "b"
-    with pytest.raises(TemplateError, match=r"slurm\.gpus_per_node .*{{ gpus }} or"):
-        launcher.generate_sbatch_script(experiment("d", gpus_per_node=1))
-
-
 def test_a_template_that_writes_no_paths(
     make_launcher: Make, experiment: Make, tmp_path: Path, project: Path
 ) -> None:
@@ -268,18 +434,6 @@ def test_a_template_that_writes_no_paths(
     assert launcher.wait([job_id], timeout_s=60) == ["succeeded"]
     out = project / "experiments" / "e" / f"{job_id}.out"
     assert out.read_text(encoding="utf-8") == "hello\n"
-
-
-def test_experiments_within_the_project_are_not_frozen(
-    make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
-) -> None:
-    """Wherever they lie, a snapshot has the code, and not what experiments made."""
-    slurm.configure(is_held=True)
-    launcher = make_launcher(experiments_folder=project / "runs[1]")
-    launcher.submit_single_experiment(experiment("a"))
-    launcher.submit_single_experiment(experiment("b"))
-    said = json.loads((project / "runs[1]/b/code.json").read_text(encoding="utf-8"))
-    assert said["dirty"] == []
 
 
 def test_a_folder_in_no_repository_is_archived_by_choice(

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import fcntl
+import json
+import shutil
 import threading
 from collections.abc import Callable
 from datetime import timedelta
@@ -11,9 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtf_slurm import _control, arrays
+from mtf_slurm.arrays import Planned, Work
 from mtf_slurm.command import Commands
-from mtf_slurm.errors import SchedulerCommandError, SchedulerUnreachableError
+from mtf_slurm.errors import (
+    SchedulerCommandError,
+    SchedulerUnreachableError,
+    SubmissionError,
+)
 from mtf_slurm.launcher import SLURMLauncher
+from mtf_slurm.settings import SlurmSettings
 from mtf_slurm.testing import FakeSlurm
 
 Make = Callable[..., Any]
@@ -73,6 +82,9 @@ def test_a_refusal_among_what_is_passed_over(slurm: FakeSlurm) -> None:
     assert len(slurm.calls("scancel")) == 2
     slurm.fail("scancel", "error: Kill job error on job id 1: Invalid job id specified")
     _control.cancel(QUICK, ["1"], [])
+    before = slurm.calls()
+    _control.cancel(QUICK, ["no id"], [])
+    assert slurm.calls() == before
 
 
 def test_many_are_requeued_at_once(
@@ -189,3 +201,212 @@ def test_branches_of_jobs_that_have_not_ended_stay(
     plain = SLURMLauncher(project_root=tmp_path, freeze_code=False)
     with pytest.raises(ValueError, match="no branches"):
         plain.prune_branches(older_than=timedelta(0))
+
+
+@pytest.mark.parametrize("name", ["{}.again", ".{}.again"])
+def test_what_is_cancelled_is_not_brought_back(
+    name: str,
+    asks_to_come_back: tuple[SLURMLauncher, str],
+    slurm: FakeSlurm,
+    project: Path,
+) -> None:
+    """Its mark is gone, also one whose taker was killed; so it stays as it ended."""
+    launcher, job_id = asks_to_come_back
+    folder = project / "experiments" / "e"
+    (folder / f"{job_id}.again").rename(folder / name.format(job_id))
+    launcher.cancel([job_id])
+    assert not list(folder.glob("*.again")) + list(folder.glob(".*.again"))
+    assert launcher.bring_back([job_id]) == []
+    assert launcher.wait([job_id], timeout_s=60) == ["preempted"]
+    assert slurm.tasks()[job_id]["restarts"] == 0
+
+
+def test_a_mark_whose_taker_was_killed_is_used_by_the_next(
+    asks_to_come_back: tuple[SLURMLauncher, str], slurm: FakeSlurm, project: Path
+) -> None:
+    """One that is still held is not; it is as soon as its taker is gone."""
+    launcher, job_id = asks_to_come_back
+    slurm.configure(is_held=True)
+    folder = project / "experiments" / "e"
+    mark = (folder / f"{job_id}.again").rename(folder / f".{job_id}.again")
+    with mark.open(encoding="utf-8") as taken:
+        fcntl.flock(taken, fcntl.LOCK_EX)
+        assert launcher.bring_back([job_id]) == []
+        launcher.cancel([job_id])
+        assert mark.exists()
+        assert launcher.states([job_id]) == ["preempted"]
+    assert launcher.bring_back([job_id]) == [job_id]
+    assert not mark.exists()
+    assert slurm.tasks()[job_id]["restarts"] == 1
+
+
+def test_a_command_that_cannot_be_started_leaves_the_mark(
+    asks_to_come_back: tuple[SLURMLauncher, str],
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where this machine has no processes left, the error is that; the next goes on."""
+    launcher, job_id = asks_to_come_back
+    with monkeypatch.context() as patch:
+
+        def none_left(*_: object) -> None:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+
+        patch.setattr(Commands, "run", none_left)
+        with pytest.raises(BlockingIOError, match="temporarily"):
+            launcher.bring_back([job_id])
+    assert (project / "experiments" / "e" / f".{job_id}.again").exists()
+    assert launcher.bring_back([job_id]) == [job_id]
+
+
+def test_the_last_of_a_task_is_cancelled_alone(
+    make_launcher: Make,
+    experiment: Make,
+    slurm: FakeSlurm,
+    project: Path,
+    wait_for: WaitFor,
+) -> None:
+    """Where the others of its task have ended, none goes on that is to; else it is refused."""
+    launcher = make_launcher(num_packed=3)
+    batch = [experiment("a"), experiment("b", do="fail"), experiment("c", do="wait")]
+    ids = launcher.submit_experiment_batch(batch).job_ids
+    wait_for((project / "experiments" / "c" / "starts").exists)
+    with pytest.raises(SubmissionError, match=r"1\.0: its task runs 1\.2, too"):
+        launcher.cancel(ids[:1])
+    launcher.cancel(ids[2:])
+    wait_for(lambda: slurm.tasks()["1"]["state"] == "CANCELLED")
+    assert launcher.states(ids) == ["succeeded", "failed", "cancelled"]
+
+
+@pytest.fixture
+def lost(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
+) -> Callable[[str], tuple[SLURMLauncher, str]]:
+    """Make a launcher, and the id of a job of its that is another's."""
+
+    def make(whose: str) -> tuple[SLURMLauncher, str]:
+        slurm.configure(is_held=True)
+        launcher: SLURMLauncher = make_launcher()
+        job_id = launcher.submit_single_experiment(experiment("a"))
+        copy = project.with_name("copy")
+        shutil.copytree(project, copy)
+        of_copy = SLURMLauncher(project_root=copy, entry_point="train.py", commands=QUICK)
+        if whose == "the original's":
+            return of_copy, job_id
+        with slurm._store.open() as state:
+            state |= {"next_id": 1, "tasks": {}}
+        if whose == "a project's":
+            shutil.rmtree(copy / "experiments")
+            assert of_copy.submit_single_experiment(experiment("a")) == job_id
+        else:
+            script = copy / "job.sh"
+            script.write_text("#!/bin/sh\n", encoding="utf-8")
+            said = QUICK.once(["sbatch", "--parsable", f"--chdir={copy}", str(script)])
+            assert said.strip() == job_id
+        return launcher, job_id
+
+    return make
+
+
+@pytest.mark.parametrize("whose", ["the original's", "a project's", "a stranger's"])
+def test_jobs_of_others_are_left_alone(
+    whose: str, lost: Callable[[str], tuple[SLURMLauncher, str]], slurm: FakeSlurm
+) -> None:
+    """An id that Slurm has given to another is neither cancelled nor requeued by it."""
+    launcher, job_id = lost(whose)
+    assert launcher.states([job_id]) == ["unknown"]
+    launcher.cancel([job_id])
+    assert slurm.calls("scancel") == []
+    with pytest.raises(
+        SubmissionError, match="lost this job, and gave its id to another"
+    ):
+        launcher.requeue([job_id])
+    assert slurm.calls("scontrol") == []
+    assert slurm.tasks()[job_id]["state"] == "PENDING"
+
+
+def test_the_last_job_is_none_that_slurm_lost(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
+) -> None:
+    """Where one folder has an id twice, it is the later one's alone."""
+    slurm.configure(is_held=True)
+    launcher = make_launcher()
+    for name in "ab":
+        assert launcher.submit_single_experiment(experiment(name)) == "1"
+        with slurm._store.open() as state:
+            state["next_id"] = 1
+    folder = project / "experiments"
+    assert launcher.latest(["a", "b"], folder=folder) == [None, "1"]
+
+
+def test_branches_of_others_stay(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
+) -> None:
+    """What waits keeps its branch, wherever its experiments lie and whose project it is."""
+    slurm.configure(is_held=True)
+    (project / "sub").mkdir()
+    shutil.copy(project / "train.py", project / "sub")
+    deep = make_launcher(experiments_folder=project / "runs" / "deep" / "er")
+    root = project / "sub"
+    of_sub = SLURMLauncher(project_root=root, entry_point="train.py", commands=QUICK)
+    ids = [
+        launcher.submit_single_experiment(experiment(name))
+        for launcher, name in ((deep, "deep"), (of_sub, "sub"))
+    ]
+    launcher = make_launcher()
+    assert launcher.prune_branches(older_than=timedelta(0)) == []
+    slurm.configure(is_held=False)
+    deep.wait(ids[:1], timeout_s=60)
+    of_sub.wait(ids[1:], timeout_s=60)
+    slurm.fail("squeue", times=3)
+    with pytest.raises(SchedulerUnreachableError):
+        launcher.prune_branches(older_than=timedelta(0))
+    gone = launcher.prune_branches(older_than=timedelta(0))
+    assert [branch.experiment_name for branch in gone] == ["deep", "sub"]
+
+
+def test_branches_of_jobs_whose_answer_was_lost_stay(
+    slurm: FakeSlurm, tmp_path: Path
+) -> None:
+    """They have no id yet by which one would be told from another: all count."""
+    folders = [tmp_path / name for name in "ab"]
+    for folder in folders:
+        job = arrays.new_job(folder, 1)
+        planned = Planned(Work(SlurmSettings(), None), (("e",),))
+        arrays.write_files(job, planned, "", "#!/bin/bash\n")
+        (folder / "e").mkdir()
+        text = json.dumps({"branch": f"slurm-job/{folder.name}"})
+        (folder / "e" / "submission.json").write_text(text, encoding="utf-8")
+    used = _control.branches_in_use(QUICK, folders)
+    assert used == {"slurm-job/a", "slurm-job/b"}
+    assert slurm.calls("sbatch") == []
+
+
+def test_folders_that_cannot_be_read(
+    slurm: FakeSlurm, tmp_path: Path, sbatch: Callable[..., str]
+) -> None:
+    """One of another user is passed over; one of our own is an error."""
+    slurm.configure(is_held=True)
+    closed = tmp_path / ("x" * 300)  # no user may read that
+    sbatch("true", f"--chdir={closed}/.slurm/000001.0123456789abcdef")
+    assert _control.branches_in_use(QUICK, [tmp_path]) == set()
+    with pytest.raises(OSError, match="too long"):
+        _control.branches_in_use(QUICK, [closed])
+
+
+def test_a_job_of_another_is_not_brought_back(
+    asks_to_come_back: tuple[SLURMLauncher, str],
+    experiment: Make,
+    slurm: FakeSlurm,
+    sbatch: Callable[..., str],
+) -> None:
+    """Where Slurm lost the job that asked for it, the one that has its id goes on."""
+    launcher, job_id = asks_to_come_back
+    slurm.configure(is_held=True)
+    with slurm._store.open() as state:
+        state |= {"next_id": 1, "tasks": {}}
+    assert sbatch("true") == job_id
+    assert launcher.wait([job_id], timeout_s=60) == ["preempted"]
+    assert launcher.bring_back([job_id]) == []
+    assert launcher.submit_single_experiment(experiment("e", do="again")) == "2"
+    assert [c for c in slurm.calls("scontrol") if c[1] == "requeue"] == []

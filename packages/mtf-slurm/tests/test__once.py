@@ -202,3 +202,66 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
         _once.lock(tmp_path, timeout_s=5),
     ):
         pass
+
+
+FILTER = "error: site filter failed"
+
+
+def test_what_fails_behind_sbatch(job: Job, slurm: FakeSlurm) -> None:
+    """A job that Slurm took is found, whatever the command ended with; there is one."""
+    slurm.configure(is_held=True)
+    slurm.fail("sbatch", FILTER, is_after=True)
+    assert submit(job) == job.base_id() == "1"
+    assert len(slurm.calls("sbatch")) == len(slurm.tasks()) == 1
+
+
+def test_what_fails_before_sbatch(
+    job: Job, slurm: FakeSlurm, make_launcher: Callable[..., Any]
+) -> None:
+    """A job that is not found is an error; it may be late, so what it needs stays there."""
+    slurm.configure(is_held=True)
+    slurm.fail("sbatch", FILTER)
+    with pytest.raises(SchedulerCommandError, match="site filter failed"):
+        submit(job)
+    assert arrays.jobs_in(job.experiments_folder)[0].token == job.token
+    argv = ["sbatch", f"--chdir={job.folder}", str(job.folder / "job.sbatch")]
+    COMMANDS.once(argv)  # its answer is on its way
+    [found] = _once.recover(COMMANDS, arrays.jobs_in(job.experiments_folder))
+    assert (found.token, found.base_id()) == (job.token, "1")
+    assert make_launcher().latest(["a"], folder=job.experiments_folder) == ["1"]
+
+
+def test_what_fails_and_cannot_be_looked_up(job: Job, slurm: FakeSlurm) -> None:
+    """Whether it was taken is asked by the next; nothing is removed before that."""
+    slurm.configure(is_held=True)
+    slurm.fail("sbatch", FILTER, is_after=True)
+    slurm.fail("squeue", times=3)
+    with pytest.raises(SchedulerUnreachableError):
+        submit(job)
+    [found] = _once.recover(COMMANDS, arrays.jobs_in(job.experiments_folder))
+    assert found.base_id() == "1"
+
+
+def test_a_failure_is_an_error_row_and_no_second_job(
+    make_launcher: Callable[..., Any], experiment: Callable[..., Any], slurm: FakeSlurm
+) -> None:
+    """The next submission submits what was not taken, once, and leaves one folder of it."""
+    slurm.configure(is_held=True)
+    slurm.fail("sbatch", FILTER)
+    launcher = make_launcher()
+    [row] = launcher.submit_experiment_batch([experiment("a")])
+    assert row.job_id is None
+    assert "site filter failed" in (row.error or "")
+    for _ in range(2):
+        assert launcher.submit_single_experiment(experiment("a")) == "1"
+    assert list(slurm.tasks()) == ["1"]
+    assert len(arrays.jobs_in(launcher._experiments_folder)) == 1
+
+
+def test_what_the_controller_refuses_is_not_looked_up(job: Job, slurm: FakeSlurm) -> None:
+    """Its own words are an answer: what belongs to the job is removed at once."""
+    slurm.fail("sbatch", "error: Batch job submission failed: Invalid qos specification")
+    with pytest.raises(SchedulerCommandError, match="Invalid qos"):
+        submit(job)
+    assert arrays.jobs_in(job.experiments_folder) == []
+    assert slurm.calls("squeue") == []

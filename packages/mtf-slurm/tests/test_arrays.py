@@ -5,6 +5,7 @@ from pathlib import Path
 from mtf_slurm import arrays
 from mtf_slurm.arrays import Job, Planned, Work, plan
 from mtf_slurm.settings import SlurmSettings
+from mtf_slurm.states import JobState
 
 WORK = Work(SlurmSettings(), "train.py")
 OTHER = Work(SlurmSettings(nodes=2), "train.py")
@@ -80,3 +81,40 @@ def test_the_time_limit_is_that_of_all_in_a_task() -> None:
     """Packed experiments each have the time that they asked for."""
     [job] = plan(dict.fromkeys("abc", WORK), max_tasks=2, num_packed=2)
     assert job.time_s == 2 * 3600
+
+
+def test_how_an_experiment_says_that_it_ended(tmp_path: Path) -> None:
+    """Only what is of this submission counts, and the word before the status."""
+    job = arrays.new_job(tmp_path, 1)
+    (tmp_path / "a").mkdir()
+    expected = {
+        f"0 {job.token}": JobState.SUCCEEDED,
+        f"75 {job.token} timeout": JobState.TIMEOUT,
+        f"75 {'0' * 16} timeout": None,
+        "3": JobState.FAILED,
+        "": None,
+        "\xe9": None,
+    }
+    assert job.left("a", "7") is None
+    for text, state in expected.items():
+        (tmp_path / "a" / "7.exit").write_text(text, encoding="utf-8")
+        assert job.left("a", "7") is state, text
+
+
+def test_the_last_of_each_experiment(tmp_path: Path) -> None:
+    """The latest submission that has a job counts; others' experiments are left out."""
+    jobs = []
+    for number, (names, base) in enumerate(
+        [("ab", "1"), ("ac", "2"), ("ab", None)], start=1
+    ):
+        job = arrays.new_job(tmp_path, number)
+        planned = Planned(WORK, tuple((name,) for name in names))
+        arrays.write_files(job, planned, "", "#!/bin/bash\n")
+        if base:
+            job.claim(base)
+        jobs.append(job)
+    found = arrays.last_of(arrays.jobs_in(tmp_path), {"a", "b"})
+    assert {n: (i, job.token) for n, (i, job) in found.items()} == {
+        "a": ("2_0", jobs[1].token),
+        "b": ("1_1", jobs[0].token),
+    }

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mtf_slurm.command import Commands, NoAnswerError, environ
+from mtf_slurm.command import Commands, NoAnswerError, NoRoomError, environ
 from mtf_slurm.errors import SchedulerCommandError, SchedulerUnreachableError
 from mtf_slurm.testing import FakeSlurm
 
@@ -24,7 +24,7 @@ def test_gives_up_in_the_end(slurm: FakeSlurm) -> None:
     """A controller that stays away is an error that says what to ask."""
     commands = Commands(num_attempts=2, sleep=lambda _: None)
     slurm.fail("squeue", times=2)
-    with pytest.raises(NoAnswerError, match=r"scontrol ping.*Unable to contact"):
+    with pytest.raises(NoAnswerError, match=r"Unable to contact.*scontrol ping"):
         commands.run(["squeue"])
     assert commands.run(["squeue"]) == ""
 
@@ -38,13 +38,65 @@ def test_a_refusal_is_not_repeated(slurm: FakeSlurm) -> None:
     assert len(slurm.calls()) == 1
 
 
+POLICY = (
+    "Batch job submission failed: Job violates accounting/QOS policy (job submit limit, "
+    "user's size and/or time limits)"
+)
+# As Slurm 22.05.8 writes it where munge's socket is not there.
+NO_MUNGE = (
+    'error: Munge encode failed: Failed to access "/run/munge/munge.socket.2": No such file or '
+    "directory (Did you start munged?)\n"
+    "squeue: error: slurm_send_node_msg: auth_g_create: REQUEST_JOB_INFO has authentication "
+    "error\n"
+    "slurm_load_jobs error: Protocol authentication error"
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        (f"error: QOSMaxSubmitJobPerUserLimit\nsbatch: error: {POLICY}", NoRoomError),
+        (f"error: AssocGrpSubmitJobsLimit\nsbatch: error: {POLICY}", NoRoomError),
+        (f"error: {POLICY}", NoRoomError),
+        ("error: Unable to create job record, try again", NoRoomError),
+        ("error: Reached max number of jobs", NoRoomError),
+        (
+            f"error: QOSMaxWallDurationPerJobLimit\nsbatch: error: {POLICY}",
+            SchedulerCommandError,
+        ),
+        (
+            "error: Requested time limit is invalid (missing or exceeds some limit)",
+            SchedulerCommandError,
+        ),
+        ("error: Batch job submission failed: Unspecified error", SchedulerCommandError),
+        ("error: Unable to open file /speed-limit/job.sbatch", SchedulerCommandError),
+        ("slurm_load_jobs error: Unspecified error", NoAnswerError),
+        ("error: Unexpected message received", NoAnswerError),
+        (NO_MUNGE, NoAnswerError),
+        (
+            "error: Controller is in standby mode, try a different controller",
+            NoAnswerError,
+        ),
+        ("error: Socket timed out on send/recv operation", NoAnswerError),
+    ],
+)
+def test_kinds_of_errors_go_by_slurms_own_words(
+    slurm: FakeSlurm, said: str, kind: type[Exception]
+) -> None:
+    """A refusal for good, no room now, and no answer are three; the command says nothing."""
+    slurm.fail("squeue", said)
+    with pytest.raises((SchedulerCommandError, SchedulerUnreachableError)) as caught:
+        Commands().once(["squeue", "--jobs=/speed-limit/QOSMaxSubmit/Socket timed out"])
+    assert type(caught.value) is kind
+
+
 def test_a_command_that_hangs_is_killed(slurm: FakeSlurm) -> None:
     """Waiting has an end, and another attempt is made."""
     slurm.fail("squeue", is_hanging=True)
     commands = Commands(timeout_s=5, num_attempts=2, sleep=lambda _: None)
     assert commands.run(["squeue"]) == ""
     slurm.fail("squeue", is_hanging=True)
-    with pytest.raises(NoAnswerError, match=r"no answer within 0\.5 s"):
+    with pytest.raises(NoAnswerError, match=r"no answer: none within 0\.5 s"):
         Commands(timeout_s=0.5).once(["squeue"])
 
 

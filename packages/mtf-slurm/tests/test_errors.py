@@ -27,18 +27,28 @@ def test_the_tree_at_the_top_is_that_of_the_classes() -> None:
     [
         (
             errors.SchedulerCommandError(["sbatch", "a b"], 1, "no\n"),
-            "`sbatch 'a b'` exited 1: no",
+            "no (`sbatch 'a b'` exited 1)",
         ),
         (
             errors.SchedulerUnreachableError(["squeue"], "not on PATH"),
-            "`squeue`: not on PATH",
+            "no answer: not on PATH (`squeue`)",
         ),
         (
             errors.UnreadableReplyError(["sacct"], "?"),
             "cannot parse the reply of `sacct`: '?'",
         ),
         (errors.TemplateError("x.sbatch:3", "unknown"), "x.sbatch:3: unknown"),
+        (
+            errors.SchedulerCommandError(["sbatch"], 1, "a: no\n\n b: never "),
+            "a: no; b: never (`sbatch` exited 1)",
+        ),
+        (errors.SchedulerCommandError(["x"], 2, ""), "nothing was said (`x` exited 2)"),
+        (
+            errors.UnreadableReplyError(["sacct", "9" * 99], "?" * 600),
+            f"cannot parse the reply of `sacct {'9' * 74} ...`: '{'?' * 500}'...",
+        ),
         (errors.SubmissionError("exp_001", "refused"), "exp_001: refused"),
+        (errors.SubmissionError("exp_001", "exp_001: refused"), "exp_001: refused"),
         (errors.SnapshotError(Path("repo"), "is bare"), "repo: is bare"),
         (errors.GitLockTimeoutError("lock", "held"), "lock: held"),
     ],

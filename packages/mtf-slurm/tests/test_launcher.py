@@ -401,22 +401,21 @@ def test_scripts_to_look_at(
         launcher.generate_sbatch_script(experiment("e"), {"nope": 1})
 
 
-def test_configs_of_others_stay(
+def test_configs_are_written_where_jobs_are_submitted(
     make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
 ) -> None:
-    """A config that a person wrote is not overwritten; one of this launcher is renewed."""
+    """What lay there is replaced, whoever wrote it; and a script to look at writes none."""
     slurm.configure(is_held=True)
     folder = project / "experiments"
     (folder / "mine").mkdir(parents=True)
     (folder / "mine" / "config.yaml").write_text("do: wait\n", encoding="utf-8")
     launcher = make_launcher()
-    launcher.submit_experiment_batch([experiment("mine"), experiment("e", do="fail")])
-    launcher.generate_sbatch_script(experiment("e", do="succeed"))
-    texts = [
-        (folder / n / "config.yaml").read_text(encoding="utf-8") for n in ("mine", "e")
-    ]
-    assert texts[0] == "do: wait\n"
-    assert json.loads(texts[1])["do"] == "succeed"
+    launcher.submit_experiment_batch([experiment("mine", do="fail")])
+    launcher.generate_sbatch_script(experiment("mine", do="again"))
+    launcher.generate_sbatch_script(experiment("new"))
+    text = (folder / "mine" / "config.yaml").read_text(encoding="utf-8")
+    assert json.loads(text)["do"] == "fail"
+    assert [path.name for path in (folder / "new").iterdir()] == ["new.sbatch"]
 
 
 def test_wait_tells_how_it_goes(
@@ -677,11 +676,101 @@ def test_templates_and_choices_that_do_not_go_together(project: Path) -> None:
         SLURMLauncher(project_root=project, freeze_code=False, push_to="origin")
 
 
-def test_a_container_whose_folders_it_cannot_be_given(
-    make_launcher: Make, experiment: Make, slurm: FakeSlurm, tmp_path: Path
+@pytest.mark.parametrize("call", ["states", "cancel", "requeue", "bring_back", "wait"])
+def test_one_id_is_no_list_of_ids(call: str, make_launcher: Make) -> None:
+    """An id as a text would be asked for letter by letter: it is refused."""
+    with pytest.raises(
+        TypeError, match=r"job_ids is one id, '12': give a list, \['12'\]"
+    ):
+        getattr(make_launcher(), call)("12")
+
+
+def test_one_line_is_no_list_of_lines(make_launcher: Make) -> None:
+    """A setup as a text would be run letter by letter: it is refused."""
+    with pytest.raises(TypeError, match=r"setup is one text, 'export A=1': give a list"):
+        make_launcher(setup="export A=1")
+
+
+IMPORTS = """\
+import json, sys
+import edited, ignored
+with open("seen", "w", encoding="utf-8") as file:
+    json.dump({"value": edited.VALUE, "ignored": ignored.__file__, "path": sys.path}, file)
+"""
+
+
+@pytest.fixture
+def importing(project: Path) -> Path:
+    """A project whose script imports a module of `lib`, and one that git ignores."""
+    (project / "imports.py").write_text(IMPORTS, encoding="utf-8")
+    for name, text in (("lib/edited.py", "VALUE = 1\n"), ("built/ignored.py", "")):
+        (project / name).parent.mkdir()
+        (project / name).write_text(text, encoding="utf-8")
+    (project / ".gitignore").write_text("experiments\nbuilt\n", encoding="utf-8")
+    return project
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_folders_of_the_project_that_are_imported_from(
+    *,
+    is_link: bool,
+    importing: Path,
+    make_launcher: Make,
+    experiment: Make,
+    slurm: FakeSlurm,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A colon would be read as two folders, so the experiment is refused."""
-    launcher = make_launcher(experiments_folder=tmp_path / "a:b")
-    [row] = launcher.submit_experiment_batch([experiment("e", container="image.sif")])
-    assert "':' or ','" in (row.error or "")
-    assert slurm.calls() == []
+    """Those in PYTHONPATH are the checkout's in the job, however they are named there.
+
+    What git ignores is not frozen, and stays where it is; so does what is not the project's.
+    """
+    tmp_path = importing.parent
+    (tmp_path / "link").symlink_to(importing)
+    named = tmp_path / "link" if is_link else importing
+    entries = [f"{named}/lib", f"{named}/built", "", str(tmp_path), "relative"]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(entries))
+    slurm.configure(is_held=True)
+    launcher = make_launcher(entry_point="imports.py")
+    job_id = launcher.submit_single_experiment(experiment("e"))
+    (importing / "lib" / "edited.py").write_text("VALUE = 2\n", encoding="utf-8")
+    slurm.configure(is_held=False)
+    assert launcher.wait([job_id], timeout_s=60) == ["succeeded"]
+    text = (importing / "experiments" / "e" / "seen").read_text(encoding="utf-8")
+    seen = json.loads(text)
+    assert seen["value"] == 1
+    assert seen["ignored"] == f"{named}/built/ignored.py"
+    assert str(tmp_path) in seen["path"]
+    assert f"{named}/lib" not in seen["path"]
+
+
+def test_code_that_is_installed_to_be_edited(
+    importing: Path,
+    make_launcher: Make,
+    experiment: Make,
+    slurm: FakeSlurm,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A folder of the project that a `.pth` file names is the checkout's in the job."""
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    lines = f"{importing}/lib\n{importing}/built\n/none\n"
+    (packages / "mine.pth").write_text(lines, encoding="utf-8")
+    monkeypatch.setattr("site.getsitepackages", lambda: [str(packages)])
+    # As that `.pth` would, were it one of the interpreter's own.
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}/more")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "sitecustomize.py").write_text(
+        f"import site\nsite.addsitedir({str(packages)!r})\n", encoding="utf-8"
+    )
+    slurm.configure(is_held=True)
+    launcher = make_launcher(entry_point="imports.py")
+    job_id = launcher.submit_single_experiment(experiment("e"))
+    (importing / "lib" / "edited.py").write_text("VALUE = 2\n", encoding="utf-8")
+    slurm.configure(is_held=False)
+    assert launcher.wait([job_id], timeout_s=60) == ["succeeded"]
+    text = (importing / "experiments" / "e" / "seen").read_text(encoding="utf-8")
+    seen = json.loads(text)
+    assert seen["value"] == 1
+    assert seen["ignored"] == f"{importing}/built/ignored.py"
+    assert f"{importing}/lib" in seen["path"]

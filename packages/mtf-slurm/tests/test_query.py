@@ -212,3 +212,19 @@ def test_the_site_may_allow_fewer_tasks(slurm: FakeSlurm) -> None:
     )
     slurm.fail("scontrol", "", status=0, stdout=shown)
     assert query.max_array_size(COMMANDS) == 50
+
+
+def test_the_folders_of_all_jobs(submit: Callable[..., str], tmp_path: Path) -> None:
+    """Those of everybody that wait, run, or have ended a moment ago; each once."""
+    folder = tmp_path / "a|b c"
+    folder.mkdir()
+    submit(f"--chdir={folder}", "--array=0-2")
+    COMMANDS.run(["scancel", submit(f"--chdir={tmp_path}")])
+    assert query.folders(COMMANDS) == {str(folder), str(tmp_path)}
+
+
+def test_folders_of_jobs_when_nobody_answers(slurm: FakeSlurm) -> None:
+    """No answer is an error, not that there are none."""
+    slurm.fail("squeue", times=2)
+    with pytest.raises(SchedulerUnreachableError):
+        query.folders(COMMANDS)

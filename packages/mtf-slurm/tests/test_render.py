@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,46 @@ def test_a_template_of_ones_own(tmp_path: Path) -> None:
     ]
 
 
+def test_a_template_as_people_write_them(tmp_path: Path) -> None:
+    """Quotes around values, variables, loops and here-documents of the author's own go on."""
+    text = """#!/bin/bash -l
+#SBATCH -N 1 --job-name="{{ job_name }}"
+#SBATCH --chdir={{ job_folder }}     # where it runs
+{% if modules %}
+module purge
+module load {{ modules }}
+{% endif %}
+set -euo pipefail
+source "{{ project_root }}/env/bin/activate" || { echo "no environment" >&2; exit 1; }
+export OMP_NUM_THREADS={{ slurm_cpus_per_task }} PATH="{{ project_root }}/bin:$PATH"
+root={{ experiments_folder }}
+mkdir -p "$root/{{ job_name }}/logs" && cd {{ job_folder }}
+cat >"$root/about" <<EOF
+host $(hostname), in $root
+EOF
+for file in "$root"/*.txt; do
+  if [[ -e $file ]]; then echo "it's $file"; fi
+done
+trap 'rm -f "$root/lock"' EXIT
+{{ setup }}
+{{ run }}
+"""
+    made = template(tmp_path, text).render(
+        values(SlurmSettings(modules=("gcc", "cuda/12")), job_name='a "$b"')
+    )
+    written = {number: made.split("\n")[number - 1] for number in (2, 3, 5, 7, 8, 9, 10)}
+    assert written == {
+        2: '#SBATCH -N 1 --job-name="a \\"$b\\""',
+        3: f'#SBATCH --chdir="{JOB["job_folder"]}"     # where it runs',
+        5: "module load gcc cuda/12",
+        7: 'source "/data/u/project/env/bin/activate" || '
+        '{ echo "no environment" >&2; exit 1; }',
+        8: 'export OMP_NUM_THREADS=1 PATH="/data/u/project/bin:$PATH"',
+        9: "root='/data/u/my experiments'",
+        10: f'mkdir -p "$root/a \\"\\$b\\"/logs" && cd \'{JOB["job_folder"]}\'',
+    }
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -123,22 +164,71 @@ def test_templates_that_cannot_be_used(tmp_path: Path, text: str, said: str) -> 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{{ partition }}", "None is written"),
-        ("{{ requeue }}", "True is written"),
-        ("{{ range }}", "a value of type"),
-        ("{{ run.x }}", "no attribute 'x'"),
-        ("{{ run.append }}", "unsafe"),
-        ("{{ ''.__class__ }}", "unsafe"),
-        ("{{ 1 / 0 }}", "division"),
-        ("{% set x %}a{{ nodes }}{% endset %}{{ x }}", "control character"),
-        ("cat <<E\n{{ job_name }}\nE", "line 3 of the script: a value is in a here"),
+        ("x={{ partition }}", "mine.sbatch:2: None is written"),
+        ("\nx={{ requeue }}", "mine.sbatch:3: (True|False) is written"),
+        ("x={{ {} }}", "a value of type dict"),
+        ("x={{ run.x }}", "mine.sbatch:2: .*no attribute 'x'"),
+        ("x={{ modules.append }}", "no attribute 'append'"),
+        ("x={{ ''.__class__ }}", "unsafe"),
+        ("x={{ 1 / 0 }}", "mine.sbatch:2: division"),
+        ("x={{ '{}'.format() }}", "mine.sbatch:2: .*index"),
+        ("x={{ '\x01' }}", "control character"),
+        ("x={{ setup | upper }}", "control character"),
+        ("cat <<E\nx={{ job_name }}\nE", "line 3 of the script: `x={{ }}`: a here-doc"),
+        (
+            "cd {{ job_name }}/'x'",
+            "line 2 of the script: .*: a value stands in a command",
+        ),
         ("echo\n#SBATCH --nodes={{ nodes }}", "no options after a command, as on line 2"),
     ],
 )
 def test_what_cannot_be_written(tmp_path: Path, text: str, said: str) -> None:
     """A value that does not fit its place is an error that says where."""
     with pytest.raises(TemplateError, match=said):
-        template(tmp_path, f"#!/bin/bash\n{text}\n{{{{ run }}}}\n").render(values())
+        template(tmp_path, f"#!/bin/bash\n{text}\n{{{{ run }}}}\n").render(
+            values(setup="a\nb")
+        )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{% filter upper %}x={{ job_name }}{% endfilter %}",
+        "{% macro m() %}x{% endmacro %}",
+        "{% set x %}a{{ nodes }}{% endset %}",
+        "{% block b %}{{ nodes }}{% endblock %}",
+        "{% call run() %}{% endcall %}",
+        "{% include '/etc/passwd' %}",
+        "{% import 'os' as os %}",
+        "{% from 'os' import path %}",
+        "{% extends 'x' %}",
+        "{% autoescape true %}{% endautoescape %}",
+        "{% for x in run recursive %}{{ loop(run) }}{% endfor %}",
+        "x={{ 9 ** 9 ** 9 }}",
+    ],
+)
+def test_what_templates_do_without(tmp_path: Path, text: str) -> None:
+    """What takes written values as text, or calls itself, is refused with its line."""
+    with pytest.raises(TemplateError, match=r"mine\.sbatch:2: .* is not for scripts"):
+        template(tmp_path, f"#!/bin/bash\n{text}\nexec {{{{ run }}}}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x={{ 'x' * 100000000000000 }}", "mine.sbatch:2: MemoryError"),
+        ("x={{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "recursion"),
+        ("{% for a in 'x' * 300000 %}#\n{% endfor %}", "more than 262144 characters"),
+        ("{% for a in 'x' * 300 %}x={{ qos }}\n{% endfor %}", "on more than 200 lines"),
+        ("{% for a in range(9) %}{% endfor %}", "range: unknown"),
+        ("{% for a in run %}" * 40 + "{% endfor %}" * 40, "nested blocks"),
+        ("x={{ cycler }}{{ joiner }}{{ lipsum }}", "cycler, joiner, lipsum: unknown"),
+    ],
+)
+def test_templates_without_bounds(tmp_path: Path, text: str, said: str) -> None:
+    """One that would fill the memory is an error."""
+    with pytest.raises(TemplateError, match=said):
+        template(tmp_path, f"#!/bin/bash\n{text}\nexec {{{{ run }}}}\n")
 
 
 def test_control_characters_are_refused() -> None:
@@ -173,7 +263,7 @@ HEADERS = {
 }
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.fixed_dictionaries(dict.fromkeys(HEADERS, texts)), texts, texts, texts)
 def test_no_hostile_value_escapes_the_built_in_template(
     headers: dict[str, str], folder: str, module: str, environment: str
@@ -209,9 +299,9 @@ def test_no_hostile_value_escapes_the_built_in_template(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("if {{ partition }}; then", "makes no script of bash: .*syntax error"),
+        ("if true; then", r"line 3 of the script: .*not complete \(line 3: syntax error"),
         ("#SBATCH --x={{ modules }}", "takes one value"),
-        ('echo "', "a list is between quotes"),
+        ("{% if gpus is not none %}\necho )\n{% endif %}", "unexpected token"),
     ],
 )
 def test_templates_are_tried_before_use(tmp_path: Path, text: str, said: str) -> None:
@@ -221,24 +311,160 @@ def test_templates_are_tried_before_use(tmp_path: Path, text: str, said: str) ->
 
 
 def test_templates_for_other_shells(tmp_path: Path) -> None:
-    """What is not for bash is not read by it."""
-    made = template(tmp_path, "#!/bin/zsh\nfor x (a b) echo $x\n{{ run }}\n")
-    assert "for x (a b)" in made.render(values())
+    """What is not for bash or sh is refused."""
+    with pytest.raises(
+        TemplateError, match=r"line 1 of the script: .*first line such as"
+    ):
+        template(tmp_path, "#!/bin/zsh\n{{ run }}\n")
+    made = template(tmp_path, "#!/bin/sh\n{{ run }}\n")
+    assert made.render(values(run=["a b"])) == "#!/bin/sh\n'a b'\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{% if gpus is not none %}\nexec {{ run }}\n{% endif %}\n",
+        "{% if run %}{% endif %}\n",
+        "{% if nodes > 1 %}\n{{ run }}\n{% else %}\n{{ run }} &\n{% endif %}",
+        "echo {{ run }}\n",
+        "srun {{ run }}\n",
+        "{{ run | join(' ') }}\n",
+        "{{ run[0] }} x\n",
+        "{% for word in run %}{{ word }} {% endfor %}\n",
+    ],
+)
+def test_the_experiments_run_whatever_is_asked(tmp_path: Path, text: str) -> None:
+    """A template that would not run them, or only now and then, is refused."""
+    said = "does not run the experiments|last line|a value stands in a command"
+    with pytest.raises(TemplateError, match=said):
+        template(tmp_path, f"#!/bin/bash\n{text}").check(SlurmSettings())
 
 
 def test_settings_that_a_template_passes_over(tmp_path: Path) -> None:
-    """Each that differs from its default must be written somewhere."""
-    made = template(tmp_path, "#!/bin/bash\n#SBATCH --gpus={{ gpus }}\n{{ run }}\n")
+    """Each that differs from its default must make the script another."""
+    text = "#!/bin/bash\n{% if gpus %}\n#SBATCH --gpus={{ gpus }}\n{% endif %}\n{{ run }}"
+    made = template(tmp_path, text)
     made.check(SlurmSettings())
     made.check(SlurmSettings(gpus_per_node=2, gpu_type="a100", max_requeues=1))
-    for asked, key in (
+    for asked, said in (
         (SlurmSettings(time="5"), "slurm.time is set, .*{{ time }} or {{ time_s }}"),
         (SlurmSettings(requeue=False), "slurm.requeue"),
         (SlurmSettings(modules=("a",)), "slurm.modules"),
         (SlurmSettings(signal_s=0), "slurm.signal_s"),
+        (SlurmSettings(gpus_per_node=1, nice=0), "slurm.nice"),
     ):
-        with pytest.raises(TemplateError, match=key):
+        with pytest.raises(TemplateError, match=said):
             made.check(asked)
+
+
+def test_a_setting_that_is_only_asked_for_is_passed_over(tmp_path: Path) -> None:
+    """To mention a variable is not to write it: the script must be another with another value."""
+    text = (
+        "#!/bin/bash\n{% if mem %}{% endif %}{% if nodes > 1 %}\n#SBATCH --switches=1\n"
+        "{% endif %}{% if signal %}\n#SBATCH --signal={{ signal }}\n{% endif %}\n"
+        "{% if requeue %}\n#SBATCH --requeue\n{% endif %}\n{% set p = partition %}\n"
+        "{% if p is not none %}\n#SBATCH --partition={{ p }}\n{% endif %}\n{{ run }}\n"
+    )
+    made = template(tmp_path, text)
+    for _ in range(2):  # the second time from memory
+        made.check(SlurmSettings(requeue=False, partition="p", signal_s=0))
+    for asked, said in (
+        (SlurmSettings(mem="64G"), "slurm.mem is set"),
+        (SlurmSettings(nodes=2), "slurm.nodes is set"),
+        (SlurmSettings(time="5"), "slurm.time is set"),
+    ):
+        with pytest.raises(TemplateError, match=said):
+            made.check(asked)
+    assert made.used == {"nodes", "partition", "requeue", "run", "signal"}
+
+
+def test_a_setting_that_picks_another_is_not_passed_over(tmp_path: Path) -> None:
+    """A template may have words of its own for values, and none for others."""
+    name = "{{ {'x': 'a', 'gpu': 'b'}[partition] }}"
+    text = f"#!/bin/bash\n{{% if partition %}}\n#SBATCH --qos={name}\n{{% endif %}}\n"
+    made = template(tmp_path, text + "{{ run }}\n")
+    made.check(SlurmSettings(partition="gpu"))
+    with pytest.raises(TemplateError, match=r"mine\.sbatch:3: .*no attribute 'cpu'"):
+        made.check(SlurmSettings(partition="cpu"))
+
+
+def test_a_setup_that_a_template_passes_over(tmp_path: Path) -> None:
+    """Lines that the project gave are in the script, or it is refused; and they are whole."""
+    made = template(tmp_path, "#!/bin/bash\n{% if setup %}{% endif %}\n{{ run }}\n")
+    assert made.render(values())
+    with pytest.raises(TemplateError, match=r"does not write \{\{ setup \}\}"):
+        made.render(values(setup="export A=1"))
+    for setup, said in (
+        ("cat <<E", "a here-document, a comment or a command goes on here"),
+        ("echo '", "not complete"),
+        ("a\n\x01", "line 2 of setup has a control character"),
+    ):
+        with pytest.raises(TemplateError, match=said):
+            Template().render(values(setup=setup))
+
+
+@pytest.mark.slow
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                *("cat <<E", "E", "echo '", "'", "if true; then", "fi", "x=\\", "# it's"),
+                *("{% if gpus %}", "{% else %}", "{% endif %}", "declare -i n", "`"),
+                *("{% for m in modules %}", "module load {{ m }}", "{% endfor %}"),
+                *(
+                    "module load {{ modules }}",
+                    "eval {{ partition }}",
+                    "n={{ partition }}",
+                ),
+                *("[[ {{ qos }} -eq 1 ]]", "#{{ qos }}", "cd {{ venv }}", "{{ setup }}"),
+                *("bash -c 'echo {{ qos }}'", "a[{{ qos }}]=1", "{{ partition }}"),
+                *(
+                    "{% filter upper %}",
+                    "{% endfilter %}",
+                    "x={{ qos | replace('a', 'b') }}",
+                ),
+            ]
+        ),
+        max_size=4,
+    ),
+    texts.filter(lambda text: "PWNED" not in text)
+    | st.sampled_from(["$(: >PWNED)", "x; : >PWNED", "a[$(: >PWNED)]", "'; : >PWNED; '"]),
+)
+def test_a_template_is_refused_or_harmless(lines: list[str], value: str) -> None:
+    """Of any template, either nothing is written, or no hostile value runs and `run` does."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "mine.sbatch")
+        show = "printf '%s\\0' \"$q\""
+        header = "#SBATCH --comment={{ partition }}"
+        body = "\n".join([header, *lines, "q={{ qos }}", show, "exec {{ run }}"])
+        path.write_text(f"#!/bin/bash\n{body}\n", encoding="utf-8")
+        asked = SlurmSettings(
+            partition=value, qos=value, modules=(value,), gpus_per_node=1
+        )
+        run = ["/usr/bin/printf", "%s\\0", "ran", value]
+        try:
+            made = Template(path).render(values(asked, run=run))
+        except TemplateError:
+            return
+        inside = Path(folder, "empty")
+        inside.mkdir()
+        done = subprocess.run(
+            ["/bin/bash", "/dev/stdin"],
+            cwd=inside,
+            input=made,
+            capture_output=True,
+            check=False,
+            encoding="utf-8",
+            timeout=20,
+            env={"PATH": "/nonexistent", "LC_ALL": "C.UTF-8"},
+        )
+        assert list(inside.iterdir()) == []
+        *before, shown, last, argument, _ = done.stdout.split("\0")
+        assert before == []
+        assert (shown.rpartition("\n")[2], last, argument) == (value, "ran", value)
+        [option] = [line for line in made.split("\n") if line.startswith("#SBATCH")]
+        assert split_options(option.removeprefix("#SBATCH")) == [f"--comment={value}"]
 
 
 def test_a_short_limit_is_warned_of_late() -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import os
+import site
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtf_slurm.arrays import Code, Planned, Work
+from mtf_slurm.git import Snapshot
 from mtf_slurm.settings import SlurmSettings
 from mtf_slurm.shell import command_words, shell_settings
 
@@ -180,3 +183,68 @@ def test_what_a_job_is_told() -> None:
     assert "redirect=1\n" in shell_settings(
         Path("/e"), planned, code(), is_redirected=True
     )
+
+
+@pytest.fixture
+def edited(tmp_path: Path) -> tuple[Code, Path]:
+    """Frozen code, and an environment whose `.pth` files name folders."""
+    for name in ("repo/a b/src", "repo/c", "env/bin", "elsewhere"):
+        (tmp_path / name).mkdir(parents=True)
+    packages = tmp_path / "env" / "lib" / "python3.11" / "site-packages"
+    packages.mkdir(parents=True)
+    (tmp_path / "link").symlink_to("repo")
+    lines = [
+        *("# a comment", "import os", "", f"{tmp_path}/repo/a b/src", "/none"),
+        *("../../../../link/c", f"{tmp_path}/elsewhere", f"{tmp_path}/repo/missing"),
+    ]
+    (packages / "x.pth").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (packages / "y.pth").write_bytes(b"\xff\n")
+    snapshot = Snapshot(
+        repository=tmp_path / "repo" / ".git",
+        top=tmp_path / "link",
+        prefix="c",
+        commit="0" * 40,
+        tree="0" * 40,
+        base=None,
+        dirty=(),
+        branches={},
+    )
+    root = tmp_path / "link" / "c"
+    made = Code(project_root=root, snapshot=snapshot, python=None, cleanup="always")
+    return made, packages
+
+
+@pytest.mark.parametrize(
+    ("asked", "python", "is_found"),
+    [
+        ({"venv": "{env}"}, None, True),
+        ({}, "{env}/bin/python", True),
+        ({}, None, True),
+        ({}, "python3", True),
+        ({"venv": "/none"}, None, False),
+        ({}, "/usr/bin/none", False),
+        ({"conda": "c"}, None, False),
+        ({"container": "i"}, None, False),
+    ],
+)
+def test_folders_that_are_installed_to_be_edited(
+    asked: dict[str, Any],
+    python: str | None,
+    *,
+    is_found: bool,
+    edited: tuple[Code, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those in the repository are found in the job's environment, and named from its top."""
+    code, packages = edited
+    env = tmp_path / "env"
+    code = replace(code, python=python and python.format(env=env))
+    settings = SlurmSettings(**{k: v.format(env=env) for k, v in asked.items()})
+    monkeypatch.setattr(site, "getsitepackages", lambda: [str(packages)])
+    planned = Planned(Work(settings, "t.py"), (("a",),))
+    text = shell_settings(Path("/e"), planned, code)
+    words = read_by_bash(text + 'printf "%s\\0" "$top" "${paths[@]}"')
+    assert words == [str(tmp_path / "repo"), *(["a b/src", "c"] if is_found else [])]
+    plain = shell_settings(Path("/e"), planned, replace(code, snapshot=None))
+    assert "paths=()" in plain.splitlines()

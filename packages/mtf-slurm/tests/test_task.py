@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from mtf_slurm import arrays
 from mtf_slurm.testing import FakeSlurm
 
 Make = Callable[..., Any]
@@ -129,6 +130,87 @@ def test_an_id_that_was_another_jobs(
     assert job_id == "1"
     assert launcher.wait([job_id], timeout_s=60) == ["failed"]
     assert starts(folder) == 1
+
+
+@pytest.mark.parametrize("launch", ["srun", "none"])
+@pytest.mark.parametrize(
+    ("event", "asked", "word"),
+    [
+        ("time_out", {"time": "1"}, "timeout"),
+        ("time_out", {"time": "1", "continue_on_timeout": True}, "timeout"),
+        ("preempt", {"time": "1-0"}, "preempted"),
+        ("cancel", {"time": "1-0"}, "cancelled"),
+    ],
+)
+def test_why_what_saved_was_ended(  # noqa: PLR0913 -- fixtures
+    event: str,
+    asked: dict[str, Any],
+    word: str,
+    launch: str,
+    *,
+    make_launcher: Make,
+    experiment: Make,
+    slurm: FakeSlurm,
+    project: Path,
+    wait_for: WaitFor,
+) -> None:
+    """It is told by what the job left, also when Slurm has forgotten it."""
+    # Without steps, the first that comes of a preemption is the end of its grace.
+    is_late = (event, launch) == ("preempt", "none")
+    slurm.configure(grace_s=0.1 if is_late else 30.0, kill_wait_s=30.0)
+    launcher = make_launcher()
+    saves = experiment("e", do="wait", requeue=False, launch=launch, **asked)
+    job_id = launcher.submit_single_experiment(saves)
+    folder = project / "experiments" / "e"
+    wait_for(lambda: starts(folder) == 1)
+    if event == "cancel":
+        launcher.cancel([job_id])
+    else:
+        getattr(slurm, event)(job_id)
+    assert launcher.wait([job_id], timeout_s=60) == [word]
+    [job] = arrays.jobs_in(project / "experiments")
+    text = (folder / f"{job_id}.exit").read_text(encoding="ascii")
+    assert text == f"75 {job.token} {word}\n"
+    slurm.configure(has_accounting=False)
+    slurm.forget(job_id)
+    assert launcher.states([job_id]) == [word]
+    assert starts(folder) == 1
+
+
+def test_what_asks_to_be_continued_by_itself_was_not_ended(
+    make_launcher: Make, experiment: Make, project: Path
+) -> None:
+    """Of one that may not come back, the file has no word, and the status tells."""
+    launcher = make_launcher()
+    asked = experiment("e", do="again", requeue=False, time="1-0")
+    job_id = launcher.submit_single_experiment(asked)
+    assert launcher.wait([job_id], timeout_s=60) == ["preempted"]
+    [job] = arrays.jobs_in(project / "experiments")
+    text = (project / "experiments" / "e" / f"{job_id}.exit").read_text(encoding="ascii")
+    assert text.split() == ["75", job.token]
+
+
+@pytest.mark.parametrize("left", ["0 0123456789abcdef", "0"])
+def test_of_several_in_a_task_a_file_of_another_job_ends_none(
+    left: str,
+    make_launcher: Make,
+    experiment: Make,
+    slurm: FakeSlurm,
+    project: Path,
+    wait_for: WaitFor,
+) -> None:
+    """When the task comes back, what has not run yet does, whatever lies in its folder."""
+    launcher = make_launcher(num_packed=2)
+    batch = [experiment("a", do="wait"), experiment("b")]
+    ids = launcher.submit_experiment_batch(batch).job_ids
+    folder = project / "experiments"
+    wait_for(lambda: starts(folder / "a") == 1)
+    (folder / "b" / f"{ids[1]}.exit").write_text(f"{left}\n", encoding="ascii")
+    slurm.preempt("1")
+    wait_for(lambda: starts(folder / "a") == 2)
+    wait_for(lambda: slurm.tasks()["1"]["state"] == "COMPLETED")
+    assert [starts(folder / name) for name in "ab"] == [2, 1]
+    assert launcher.states(ids) == ["succeeded", "succeeded"]
 
 
 SHOWS = """\

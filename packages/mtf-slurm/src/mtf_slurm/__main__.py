@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import io
 import logging
+import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -95,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     wait.add_argument(
         "--interval",
-        type=float,
+        type=_interval_s,
         default=30.0,
         metavar="SECONDS",
         help="between two questions to Slurm, at least (default: %(default)s)",
@@ -105,12 +106,23 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _interval_s(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        msg = f"{text}: give a number of seconds above 0"
+        raise argparse.ArgumentTypeError(msg)
+    return seconds
+
+
 def _status(folder: Path, *, shows_all: bool) -> int:
     monitor = JobMonitor(folder)
     monitor.poll()
     statuses = monitor.statuses()
     if monitor.trouble:
-        print(f"Slurm does not answer, this may be old: {monitor.trouble}")
+        print(f"this may be old: {monitor.trouble}")
     if shows_all:
         for line in _table([_cells(status) for status in statuses]):
             print(line)
@@ -173,6 +185,9 @@ def _efficiency(folder: Path) -> int:
     monitor = JobMonitor(folder)
     monitor.poll()
     names = {status.job_id: status.experiment_name for status in monitor.statuses()}
+    if not names:
+        print("no jobs")
+        return 0
     print(efficiency(names, names=names).table())
     return 0
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from mtf_slurm import _once, arrays, query
-from mtf_slurm.after import After, Kept, levels, resolved
+from mtf_slurm._site import Site, excluded_in, work_of
+from mtf_slurm.after import After, Kept, checked, levels, resolved
 from mtf_slurm.arrays import Code, Job, Planned, Work
-from mtf_slurm.command import Commands
 from mtf_slurm.errors import (
     MtfSlurmError,
     SchedulerUnreachableError,
@@ -25,15 +25,20 @@ from mtf_slurm.errors import (
     SubmissionError,
     TemplateError,
 )
-from mtf_slurm.experiments import Experiment, checked_entry_point
-from mtf_slurm.git import GitManager
-from mtf_slurm.git.freeze import Choice
-from mtf_slurm.render import Template, variables
-from mtf_slurm.settings import settings_of
+from mtf_slurm.experiments import (
+    BatchSubmissionResult,
+    Experiment,
+    Submission,
+    checked_name,
+    config_text,
+    has_other_config,
+    write_text,
+)
+from mtf_slurm.render import variables
 from mtf_slurm.shell import command_words, shell_settings
 from mtf_slurm.states import JobState
 
-__all__ = ["Batch", "Site", "States", "excluded_in", "manager_of", "script_of", "work_of"]
+__all__ = ["Batch", "States", "script_of", "submit_batch"]
 
 States: TypeAlias = Callable[[Sequence[str]], Sequence[JobState]]
 """Asks how jobs are."""
@@ -41,86 +46,12 @@ States: TypeAlias = Callable[[Sequence[str]], Sequence[JobState]]
 _KEPT = frozenset({JobState.PENDING, JobState.RUNNING, JobState.SUCCEEDED})
 # For as long after a submission, a job that nobody knows is one that is not shown yet.
 _UNKNOWN_S = 300.0
-_NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_LOST = (
+    "Slurm lost its job, and gave the id to another: its controller was restarted without "
+    "its last state; submit again"
+)
+_TWICE = "it comes twice, with different configs: give each a name of its own"
 _TASK = re.compile(r"afterok:(\d+)_(\d+)")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Site:
-    """What a launcher submits with.
-
-    Attributes:
-        commands: Runs Slurm's commands.
-        template: Of the jobs' script.
-        setup: The project's own lines of shell.
-        defaults: For keys that an experiment's ``slurm`` section has not.
-        excluded_nodes: Gives those that are left out in a folder of experiments.
-        entry_point: What experiments run whose config has none.
-        code: What jobs run; its snapshot is made for each batch.
-        git: Freezes the code; None to run what lies there.
-        push_to: A remote that gets the snapshots' branches, too.
-        num_packed: Experiments that one task runs.
-        max_array_size: Tasks of one array; None for what Slurm says.
-    """
-
-    commands: Commands
-    template: Template
-    setup: str
-    defaults: Mapping[str, Any]
-    excluded_nodes: Callable[[Path], Iterable[str]] | None
-    entry_point: str | None
-    code: Code
-    git: GitManager | None
-    push_to: str | None
-    num_packed: int
-    max_array_size: int | None
-
-
-def excluded_in(site: Site, folder: Path) -> list[str]:
-    """Return the nodes that are left out in a folder of experiments.
-
-    Raises:
-        ValueError: If a name is none of a node.
-    """
-    found = sorted(set(site.excluded_nodes(folder))) if site.excluded_nodes else []
-    for node in found:
-        if not _NODE.fullmatch(node):
-            msg = f"excluded_nodes gave {node!r}, which is no name of a node"
-            raise ValueError(msg)
-    return found
-
-
-def work_of(
-    site: Site, experiment: Experiment, folder: Path, excluded: Sequence[str]
-) -> Work:
-    """Return what an experiment asks for and runs.
-
-    Args:
-        site: With what it is submitted.
-        experiment: Its name is checked.
-        folder: Where its own folder lies.
-        excluded: Nodes that are left out besides its own.
-
-    Raises:
-        SubmissionError: If its config is not written, or does not fit.
-        TemplateError: If the template would pass over what it asks for.
-    """
-    name = experiment.experiment_name
-    path = folder / name / "config.yaml"
-    if not path.is_file():
-        raise SubmissionError(name, f"{path}: there is no such file; write it first")
-    values = experiment.model_dump(mode="json")
-    settings = settings_of(name, values.get("slurm"), site.defaults)
-    if excluded:
-        nodes = [*([settings.exclude] if settings.exclude else []), *excluded]
-        settings = settings.model_copy(update={"exclude": ",".join(nodes)})
-    places = f"{folder}{site.code.project_root}"
-    if settings.container and re.search("[:,]", places):
-        reason = f"a container cannot be given folders with ':' or ',': {places}"
-        raise SubmissionError(name, reason)
-    site.template.check(settings)
-    entry_point = checked_entry_point(name, values.get("entry_point"))
-    return Work(settings, entry_point or site.entry_point)
 
 
 def script_of(
@@ -155,16 +86,6 @@ def script_of(
     return site.template.render({**values, **(context or {})})
 
 
-def manager_of(root: Path, experiments_folder: Path) -> GitManager:
-    """Return what freezes a project, without its experiments."""
-    choice = Choice()
-    if root in experiments_folder.parents:
-        path = experiments_folder.relative_to(root).as_posix()
-        escaped = re.sub(r"([\\*?\[ ])", r"\\\1", path)
-        choice = Choice(exclude=tuple({*choice.exclude, f"/{escaped}/"}))
-    return GitManager(root, choice=choice)
-
-
 class Batch:
     """Experiments that are submitted together.
 
@@ -195,6 +116,7 @@ class Batch:
         self._after = after
         self._lock_fd = lock_fd
         self._number = 0
+        self._owners: dict[str, Job] = {}
         self._sizes: dict[str, int] = {}
         self._unreachable = ""
         self.kept: dict[str, Kept] = {}
@@ -213,14 +135,40 @@ class Batch:
         wanted = self._works.keys() | awaited
         jobs = _once.recover(self._site.commands, arrays.jobs_in(self._folder))
         self._number = max((job.number for job in jobs), default=0)
+        self._owners = {base: job for job in jobs if (base := job.base_id())}
         last = arrays.last_of(jobs, wanted)
-        ids = [job_id for job_id, _ in last.values()]
+        owned = [i for i, job in last.values() if self._owner_of(i) is job]
         now = (self._folder / arrays.JOBS_FOLDER / "submit.lock").stat().st_mtime
-        found = states(ids) if ids else []
-        for (name, (job_id, job)), state in zip(last.items(), found, strict=True):
+        found = dict(zip(owned, states(owned), strict=True)) if owned else {}
+        for name, (job_id, job) in last.items():
+            if self._owner_of(job_id) is job:
+                state = found[job_id]
+            else:  # Slurm lost it, and gave its id to a later one
+                state = job.left(name, job_id) or JobState.NODE_FAILED
             is_new = state is JobState.UNKNOWN and job.age_s(now) < _UNKNOWN_S
             if name not in self._works or state in _KEPT or is_new:
                 self.kept[name] = Kept(job_id, state)
+
+    def write_configs(self, texts: Mapping[str, str]) -> None:
+        """Write the configs of what is to be submitted; refuse another of what is not."""
+        for name, text in texts.items():
+            folder = self._folder / name
+            try:
+                if name not in self.kept:
+                    write_text(folder, name, text)
+                elif has_other_config(folder, text):
+                    job_id, state = self.kept[name]
+                    reason = (
+                        f"its job {job_id} is {state} with another config than this: give "
+                        f"the changed experiment a name of its own, or, for another run "
+                        f"under this name, cancel the job and move {folder} away"
+                    )
+                    self.refused[name] = str(SubmissionError(name, reason))
+            except SubmissionError as error:
+                self.refused[name] = str(error)
+
+    def _owner_of(self, job_id: str) -> Job | None:
+        return self._owners.get(query.base_of(job_id) or "")
 
     def submit(self, refused: Mapping[str, str]) -> None:
         """Submit what has no job.
@@ -232,7 +180,8 @@ class Batch:
             MtfSlurmError: If nothing could be submitted at all.
         """
         self.refused.update(refused)
-        left = [name for name in self._works if name not in self.kept]
+        done = self.kept.keys() | self.refused.keys()
+        left = [name for name in self._works if name not in done]
         if not left:
             return
         max_tasks = self._max_tasks(len(left))
@@ -346,6 +295,12 @@ class Batch:
         spec = arrays.index_spec(len(planned.tasks), planned.limit)
         base = _once.submit(site.commands, job, array=spec, lock_fd=self._lock_fd)
         ids = job.ids(base)
+        if (lost := self._owners.get(base)) is not None:
+            lost_ids = lost.ids(base)
+            for name in [n for n, k in self.kept.items() if lost_ids.get(n) == k.job_id]:
+                del self.kept[name]
+                self.refused[name] = _LOST
+        self._owners[base] = job
         self._sizes[base] = len(planned.tasks)
         self.kept |= {name: Kept(i, JobState.PENDING) for name, i in ids.items()}
         if len(ids) == 1:  # those of arrays share theirs
@@ -354,6 +309,74 @@ class Batch:
             with suppress(OSError):  # it is submitted, and `job.sbatch` says the same
                 copy.write_text(script, encoding="utf-8")
         return base
+
+
+def submit_batch(  # noqa: PLR0913 -- each is set by name
+    site: Site,
+    folder: Path,
+    experiments: Sequence[Experiment],
+    after: After | None,
+    *,
+    writes: bool,
+    lock_timeout_s: float,
+    states: States,
+) -> BatchSubmissionResult:
+    """Submit experiments; return one row for each, in order.
+
+    Args:
+        site: With what.
+        folder: Where their folders lie.
+        experiments: Which.
+        after: For which others each waits.
+        writes: Whether their configs are written here, where they are submitted; else they
+            are there.
+        lock_timeout_s: How long to wait for another submitter, in seconds.
+        states: Asks how jobs are, and brings back what waits for that.
+
+    Raises:
+        MtfSlurmError: If nothing could be submitted at all; nothing was.
+        ValueError: If *after* is not for this batch, or experiments wait for each other.
+    """
+    after = checked(after, [experiment.experiment_name for experiment in experiments])
+    if "\\" in str(folder) or not str(folder).isprintable():
+        reason = "Slurm takes no such path: name it without backslash and newline"
+        raise SubmissionError(str(folder), reason)
+    excluded = excluded_in(site, folder)
+    kept: Mapping[str, Kept] = {}
+    refused: dict[str, str] = {}
+    works: dict[str, Work] = {}
+    texts: dict[str, str] = {}
+    for experiment in experiments:
+        name = experiment.experiment_name
+        try:
+            if checked_name(name) in works:
+                if writes and config_text(experiment) != texts[name]:
+                    raise SubmissionError(name, _TWICE)
+                continue
+            work = work_of(site, experiment, folder, excluded)
+            if writes:
+                texts[name] = config_text(experiment)
+            elif not (folder / name / "config.yaml").is_file():
+                reason = f"{folder / name}/config.yaml is not there: write it first"
+                raise SubmissionError(name, reason)
+            works[name] = work
+        except (MtfSlurmError, OSError) as error:
+            refused[name] = str(error)
+    works = {name: work for name, work in works.items() if name not in refused}
+    if works:
+        with _once.lock(folder, timeout_s=lock_timeout_s) as lock_fd:
+            batch = Batch(site, folder, works, after, lock_fd=lock_fd)
+            batch.look(states)
+            batch.write_configs({name: texts[name] for name in works if writes})
+            batch.submit(refused)
+        kept, refused = batch.kept, batch.refused
+    rows = []
+    for experiment in experiments:
+        name = experiment.experiment_name
+        why = refused.get(name)
+        job_id = None if why else kept[name].job_id
+        rows.append(Submission(experiment_name=name, job_id=job_id, error=why))
+    return BatchSubmissionResult(tuple(rows))
 
 
 def _also_after(work: Work, dependencies: Sequence[str]) -> Work:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import re
-from collections.abc import Collection, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mtf_slurm import _once, arrays, query
@@ -22,6 +24,7 @@ __all__ = [
     "cancel",
     "latest",
     "requeue",
+    "states_now",
 ]
 
 MAY_COME_BACK = frozenset({JobState.PREEMPTED, JobState.TIMEOUT, JobState.FAILED})
@@ -46,8 +49,9 @@ def latest(
         return [None] * len(names)
     with _once.lock(folder, timeout_s=lock_timeout_s):
         jobs = _once.recover(commands, arrays.jobs_in(folder))
+    owners = {job.base_id(): job for job in jobs}  # the last, where Slurm lost one
     last = arrays.last_of(jobs, set(names))
-    ids = {name: job_id for name, (job_id, _) in last.items()}
+    ids = {n: i for n, (i, job) in last.items() if owners[query.base_of(i)] is job}
     outcomes = Outcomes(commands, [*ids.values()], (folder,))
     known = {n: i for n, i in ids.items() if outcomes.state(i) is not JobState.UNKNOWN}
     return [known.get(name) for name in names]
@@ -66,16 +70,21 @@ def cancel(commands: Commands, job_ids: Sequence[str], folders: Iterable[Path]) 
         SchedulerUnreachableError: If Slurm cannot be asked.
         SchedulerCommandError: If it refuses.
     """
+    folders = tuple(folders)
     known = dict.fromkeys(job_id for job_id in job_ids if query.base_of(job_id))
-    packed = [job_id for job_id in known if "." in job_id]
-    if packed:
-        outcomes = Outcomes(commands, packed, folders)
-        for job_id in packed:
-            if others := [i for i in outcomes.sharing(job_id) if i not in known]:
-                reason = (
-                    f"its task runs {', '.join(others)}, too: cancel all of them, or none"
-                )
-                raise SubmissionError(job_id, reason)
+    if not known:
+        return
+    outcomes = Outcomes(commands, [*known], folders)
+    known = dict.fromkeys(i for i in known if not outcomes.is_others(i))
+    for job_id in known:
+        if "." not in job_id:
+            continue
+        if others := [i for i in outcomes.sharing(job_id) if i not in known]:
+            reason = (
+                f"its task runs {', '.join(others)}, too: cancel all of them, or none"
+            )
+            raise SubmissionError(job_id, reason)
+    _forget_marks(folders, known)
     tasks = arrays.ranges(dict.fromkeys(map(task_of, known)))
     refusals = []
     for some in _parted(tasks, _NUM_CANCELLED):
@@ -97,14 +106,20 @@ def requeue(commands: Commands, job_ids: Sequence[str], folders: Iterable[Path])
         folders: Of experiments, where the files of jobs lie.
 
     Raises:
-        SubmissionError: If an id is none.
+        SubmissionError: If an id is none, or has become another's.
         SchedulerUnreachableError: If Slurm cannot be asked.
         SchedulerCommandError: If it refuses: after some minutes it forgets what has ended,
             and the experiment is to be submitted again.
     """
+    folders = tuple(folders)
     for job_id in job_ids:
         if query.base_of(job_id) is None:
             raise SubmissionError(job_id, "this is no job's id")
+    outcomes = Outcomes(commands, job_ids, folders)
+    for job_id in job_ids:
+        if outcomes.is_others(job_id):
+            reason = "Slurm lost this job, and gave its id to another: submit again"
+            raise SubmissionError(job_id, reason)
     packed = [job_id for job_id in job_ids if "." in job_id]
     for path in _files(folders, packed).values():
         path.with_name(f"{path.name}.exit").unlink(missing_ok=True)  # else it stays ended
@@ -118,7 +133,8 @@ def bring_back(
 ) -> list[str]:
     """Requeue the jobs that could not do it where they ran; return their ids.
 
-    Such a job has left a mark. It is taken away by who requeues it, so one does.
+    Such a job has left a mark. It is held by who requeues it, so one does. One whose id has
+    become another's stays as it is.
 
     Args:
         commands: What asks.
@@ -127,44 +143,115 @@ def bring_back(
 
     Raises:
         SchedulerUnreachableError: If Slurm cannot be asked.
+        SchedulerCommandError: If it refuses to answer.
+        UnreadableReplyError: If its answer cannot be parsed.
     """
+    folders = tuple(folders)
+    marked = {
+        job_id: path
+        for job_id, path in _files(folders, job_ids).items()
+        if any(mark.exists() for mark in _marks(path))
+    }
+    if not marked:
+        return []
+    outcomes = Outcomes(commands, marked, folders)
     back = []
-    for job_id, path in _files(folders, job_ids).items():
-        mark = path.with_name(f"{path.name}.again")
-        taken = path.with_name(f".{path.name}.again")
-        try:
-            mark.replace(taken)
-        except FileNotFoundError:
+    for job_id, path in marked.items():
+        if outcomes.is_others(job_id):
             continue
-        try:
-            commands.run(("scontrol", "requeue", task_of(job_id)))
-        except SchedulerCommandError:
-            continue  # it has forgotten the job: another submission goes on
-        except BaseException:
-            taken.replace(mark)
-            raise
-        finally:
-            taken.unlink(missing_ok=True)
-        back.append(job_id)
+        with _taken(path) as mark:
+            if mark is None:
+                continue
+            with suppress(SchedulerCommandError):  # else another submission goes on
+                commands.run(("scontrol", "requeue", task_of(job_id)))
+                back.append(job_id)
+            mark.unlink(missing_ok=True)
     return back
+
+
+def states_now(
+    commands: Commands, job_ids: Sequence[str], folders: Collection[Path]
+) -> list[JobState]:
+    """Return how jobs are, in order, when those are brought back that wait for that.
+
+    Raises:
+        SchedulerUnreachableError: If Slurm cannot be asked.
+        SchedulerCommandError: If it refuses to answer.
+        UnreadableReplyError: If its answer cannot be parsed.
+    """
+    outcomes = Outcomes(commands, job_ids, folders)
+    states = {job_id: outcomes.state(job_id) for job_id in job_ids}
+    ended = [job_id for job_id, state in states.items() if state in MAY_COME_BACK]
+    states |= dict.fromkeys(bring_back(commands, ended, folders), JobState.PENDING)
+    return [states[job_id] for job_id in job_ids]
+
+
+def _forget_marks(folders: Iterable[Path], job_ids: Iterable[str]) -> None:
+    """Let jobs not be brought back."""
+    for path in _files(folders, job_ids).values():
+        with _taken(path) as mark:
+            if mark is not None:
+                mark.unlink(missing_ok=True)
+
+
+def _marks(path: Path) -> tuple[Path, Path]:
+    """Return where the mark of a job lies: as it was left, and as it was taken."""
+    return path.with_name(f"{path.name}.again"), path.with_name(f".{path.name}.again")
+
+
+@contextmanager
+def _taken(path: Path) -> Iterator[Path | None]:
+    """Yield the mark of a job, held against others; None where there is none to be had.
+
+    One whose taker was killed is there to be had again.
+    """
+    left, taken = _marks(path)
+    try:
+        with suppress(FileNotFoundError):
+            left.replace(taken)
+        fd = os.open(taken, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield None
+        return
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_held = os.fstat(fd).st_nlink > 0
+        except BlockingIOError:
+            is_held = False
+        yield taken if is_held else None
+    finally:
+        os.close(fd)
 
 
 def branches_in_use(commands: Commands, folders: Collection[Path]) -> set[str]:
     """Return the branches of those experiments whose jobs have not ended.
 
+    Those of all jobs that Slurm has are among them, wherever their experiments lie, as far as
+    that can be read.
+
     Args:
         commands: What asks how jobs are.
-        folders: Of experiments.
+        folders: Of experiments, whose jobs may be unknown to Slurm for a moment.
 
     Raises:
         MtfSlurmError: If Slurm cannot be asked.
+        OSError: If one of *folders* cannot be read.
     """
-    files: dict[str, Path] = {}
-    for folder in folders:
-        for job in arrays.jobs_in(folder):
-            files |= job.files(job.base_id() or _UNKNOWN)
-    outcomes = Outcomes(commands, [i for i in files if query.base_of(i)], folders)
-    live = {path.parent for i, path in files.items() if not outcomes.state(i).is_final}
+    shown = [arrays.job_at(Path(path)) for path in query.folders(commands)]
+    files: list[tuple[str, Path]] = []  # ids may come again
+    read = set()
+    for folder in {*folders, *(job.experiments_folder for job in shown if job)}:
+        try:
+            for job in arrays.jobs_in(folder):
+                files += job.files(job.base_id() or _UNKNOWN).items()
+        except OSError:
+            if folder in folders:
+                raise
+            continue  # another user's own
+        read.add(folder)
+    outcomes = Outcomes(commands, {i for i, _ in files if query.base_of(i)}, read)
+    live = {path.parent for i, path in files if not outcomes.state(i).is_final}
     branches = set()
     for folder in live:
         with suppress(OSError, ValueError, LookupError, TypeError):

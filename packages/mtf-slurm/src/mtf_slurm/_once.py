@@ -25,11 +25,17 @@ from pathlib import Path
 from mtf_slurm import query
 from mtf_slurm.arrays import JOBS_FOLDER, Job
 from mtf_slurm.command import Commands, NoAnswerError
-from mtf_slurm.errors import MtfSlurmError, SubmissionError, UnreadableReplyError
+from mtf_slurm.errors import (
+    MtfSlurmError,
+    SchedulerCommandError,
+    SubmissionError,
+    UnreadableReplyError,
+)
 
 __all__ = ["lock", "recover", "submit"]
 
 _POLL_S = 0.02
+_REFUSED = re.compile("job submission failed", re.IGNORECASE)  # by the controller
 _REPLY = re.compile(r"([1-9]\d*)(?:;\S+)?", re.ASCII)  # with its cluster, in a federation
 
 
@@ -43,7 +49,7 @@ def lock(experiments_folder: Path, *, timeout_s: float) -> Iterator[int]:
     folder = experiments_folder / JOBS_FOLDER
     path = folder / "submit.lock"
     try:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
         reason = f"cannot be written, so nothing is submitted: {error.strerror or error}"
@@ -99,7 +105,7 @@ def submit(commands: Commands, job: Job, *, array: str | None, lock_fd: int) -> 
     """Submit a job whose files are written; return its id.
 
     Raises:
-        SchedulerCommandError: If it was refused; it is removed then.
+        SchedulerCommandError: If it was refused; it is removed then, if Slurm says so.
         SchedulerUnreachableError: If Slurm gave no answer; it stays, to be recovered.
         UnreadableReplyError: If the answer has no id in it; it stays, too.
     """
@@ -122,8 +128,14 @@ def submit(commands: Commands, job: Job, *, array: str | None, lock_fd: int) -> 
             if base := query.find(commands, [job.token], [name]).get(job.token):
                 return _owner(commands, job, base)
             continue
-        except MtfSlurmError:
-            job.remove()
+        except SchedulerCommandError as error:
+            if _REFUSED.search(error.stderr):
+                job.remove()
+                raise
+            # What goes around sbatch may fail behind it. If it is not found, it stays: it may
+            # be on its way still.
+            if base := query.find(commands, [job.token], [name]).get(job.token):
+                return _owner(commands, job, base)
             raise
         match = _REPLY.fullmatch(reply.strip().rpartition("\n")[2])
         if match is None:

@@ -6,7 +6,7 @@ the files of `mtf_slurm.arrays` tell. What neither knows is ``unknown``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -15,9 +15,12 @@ from mtf_slurm.arrays import Job
 from mtf_slurm.command import Commands
 from mtf_slurm.experiments import NAME
 from mtf_slurm.query import Known, Row
-from mtf_slurm.states import JobState, from_exit_status
+from mtf_slurm.states import JobState
 
 __all__ = ["Outcomes", "task_of"]
+
+# States of which what the experiment left says more.
+_TOLD_BY_EXIT = frozenset({JobState.FAILED, JobState.PREEMPTED})
 
 
 def task_of(job_id: str) -> str:
@@ -47,7 +50,7 @@ class Outcomes:
     def __init__(
         self,
         commands: Commands,
-        job_ids: Sequence[str],
+        job_ids: Iterable[str],
         folders: Iterable[Path],
         *,
         known: Known | None = None,
@@ -68,44 +71,63 @@ class Outcomes:
         base = query.base_of(job_id)
         if base is None:
             return JobState.UNKNOWN
-        row = self._rows.get(task_of(job_id))
+        job, is_shown = self._owner(base)
+        row = self._rows.get(task_of(job_id)) if is_shown else None
+        left = self._left(job, base, job_id)
         if row is None:
-            return self._without_row(base, job_id)
+            return left or self._without_row(job if is_shown else None, base, job_id)
         if "." in job_id:
-            status = self._exit_status(self._job_at(row.folder), base, job_id)
-            if status is not None:
-                return from_exit_status(status)
+            if left is not None:
+                return left
             # One that has no end yet waits for those before it, or runs.
             return JobState.UNKNOWN if row.state is JobState.SUCCEEDED else row.state
-        if row.state is JobState.FAILED and not row.has_exit_code:
-            status = self._exit_status(self._job_at(row.folder), base, job_id)
-            return from_exit_status(status) if status else row.state
+        if row.state in _TOLD_BY_EXIT:
+            return left or row.state
         return row.state
 
-    def _without_row(self, base: str, job_id: str) -> JobState:
-        """Return how a job is that Slurm does not show."""
-        sibling = self._siblings.get(base)
-        job = self._job_at(sibling.folder) if sibling else self._known.get(base)
-        status = self._exit_status(job, base, job_id)
-        if status is not None:
-            return from_exit_status(status)
-        is_task = job is not None and job_id in self._names_of(job, base)
-        if sibling is not None and is_task and self._is_whole:
-            # One that began has a row, and so has one that waits. What was cancelled
-            # before it began disappears from its array without a trace.
-            return JobState.CANCELLED
-        return JobState.UNKNOWN
+    def is_others(self, job_id: str) -> bool:
+        """Tell whether Slurm has given the id of a job that it lost to another's."""
+        base = query.base_of(job_id)
+        if base is None or base not in self._siblings:
+            return False
+        return not self._owner(base)[1]
 
     def sharing(self, job_id: str) -> list[str]:
-        """Return the ids of all experiments that the same task runs."""
+        """Return the ids of all experiments that the same task runs, and have not ended."""
         base = query.base_of(job_id)
-        row = self._rows.get(task_of(job_id))
-        job = None
-        if base is not None:
-            job = self._known.get(base) if row is None else self._job_at(row.folder)
+        job = None if base is None else self._owner(base)[0]
         if base is None or job is None:
             return [job_id]
-        return [i for i in self._names_of(job, base) if task_of(i) == task_of(job_id)]
+        ids = [i for i in self._names_of(job, base) if task_of(i) == task_of(job_id)]
+        return [i for i in ids if i == job_id or not self.state(i).is_final]
+
+    def _owner(self, base: str) -> tuple[Job | None, bool]:
+        """Return whose submission a job is, and whether what Slurm shows is that.
+
+        A controller that restarts without its last state gives ids anew: what it shows under
+        one may be another's. The folder where it runs tells.
+        """
+        row = self._siblings.get(base)
+        if row is None:
+            return self._known.get(base), False
+        there = self._job_at(row.folder)
+        is_here = there is not None and there.experiments_folder in self._folders
+        if there is not None and is_here and there.base_id() == base:
+            return there, True
+        own = self._known.get(base)
+        if own is None:
+            return there, True  # of no folder that is known here: as Slurm says
+        return own, not row.folder or (there is not None and _is_moved(there, own))
+
+    def _without_row(self, job: Job | None, base: str, job_id: str) -> JobState:
+        """Return how a task is that Slurm does not show, though it shows others of *job*."""
+        name = self._names_of(job, base).get(job_id) if job else None
+        if job is None or name is None or not self._is_whole:
+            return JobState.UNKNOWN
+        # One that began has output, and in time a row. What was cancelled before it began
+        # disappears from its array without a trace.
+        began = (job.experiments_folder / name / f"{job_id}.out").exists()
+        return JobState.UNKNOWN if began else JobState.CANCELLED
 
     @cached_property
     def _known(self) -> dict[str, Job]:
@@ -122,13 +144,16 @@ class Outcomes:
             self._names[job] = {i: name for name, i in job.ids(base).items()}
         return self._names[job]
 
-    def _exit_status(self, job: Job | None, base: str, job_id: str) -> int | None:
-        """Return the exit status that an experiment left; None for none."""
+    def _left(self, job: Job | None, base: str, job_id: str) -> JobState | None:
+        """Return how an experiment says that it ended; None where it does not."""
         name = self._names_of(job, base).get(job_id) if job else None
         if job is None or name is None or not NAME.fullmatch(name):
             return None
-        path = job.experiments_folder / name / f"{job_id}.exit"
-        try:
-            return int(path.read_text(encoding="ascii"))
-        except (OSError, ValueError):
-            return None
+        return job.left(name, job_id)
+
+
+def _is_moved(there: Job, own: Job) -> bool:
+    """Tell whether a submission is the same at another place, and no copy of it."""
+    if there.folder.name != own.folder.name:
+        return False
+    return not there.folder.is_dir() or there.folder.samefile(own.folder)

@@ -25,6 +25,7 @@ from typing import TypeVar
 from mtf_slurm.git import Snapshot
 from mtf_slurm.git.snapshot import CHECKOUT_SCRIPT
 from mtf_slurm.settings import SlurmSettings
+from mtf_slurm.states import JobState, from_exit_status
 
 __all__ = [
     "JOBS_FOLDER",
@@ -264,6 +265,21 @@ class Job:
         """Return where the files of each experiment's job lie, without their ends."""
         ids = self.ids(base_id)
         return {i: self.experiments_folder / name / i for name, i in ids.items()}
+
+    def left(self, name: str, job_id: str) -> JobState | None:
+        """Return how an experiment says that it ended; None where it does not.
+
+        In ``<job_id>.exit``: its status, the token of the submission, since ids may come
+        again, and where that says more, the state.
+        """
+        path = self.experiments_folder / name / f"{job_id}.exit"
+        try:
+            status, *more = path.read_text(encoding="ascii").split()
+            if more and more[0] != self.token:
+                return None
+            return JobState(more[1]) if more[1:] else from_exit_status(int(status))
+        except (OSError, ValueError):
+            return None
 
     def age_s(self, now: float) -> float:
         """Return how long ago its job was written down, by the file system's clock."""

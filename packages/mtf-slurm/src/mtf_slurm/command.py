@@ -1,10 +1,13 @@
 """Run Slurm's commands: as lists, with a time limit, again while nobody answers.
 
-`Commands` tells apart what the controller refused (`SchedulerCommandError`) and what it
-could not be asked (`SchedulerUnreachableError`). It knows nothing of jobs.
+`Commands` tells apart what the controller refused (`SchedulerCommandError`), what it has no
+room for now (`NoRoomError`), and what it could not be asked (`SchedulerUnreachableError`). It
+goes by Slurm's own words alone, and knows nothing of jobs.
 
 Only what changes nothing is repeated here. A submission whose answer was lost may have been
 accepted: see `mtf_slurm.launcher`.
+
+Source: Slurm 22.05.8, the texts of ``slurm_strerror(3)``, and what its commands write.
 """
 
 from __future__ import annotations
@@ -18,16 +21,30 @@ from dataclasses import dataclass, field
 
 from mtf_slurm.errors import SchedulerCommandError, SchedulerUnreachableError
 
-__all__ = ["Commands", "NoAnswerError", "environ"]
+__all__ = ["Commands", "NoAnswerError", "NoRoomError", "environ"]
 
 # What Slurm's commands say when they got no answer, and another attempt may get one.
 _NO_ANSWER = re.compile(
     r"Unable to contact slurm|Socket timed out|Connection (?:refused|reset|timed out)"
     r"|Zero Bytes were transmitted|Transport endpoint is not connected"
-    r"|Communication connection failure|Unable to connect|Connect failure"
+    r"|Communication (?:connection|shutdown) failure|Unable to connect|Connect failure"
+    r"|Message (?:send|receive) failure|Unexpected message received|Insane message length"
+    r"|Received zero length message|(?:Munge (?:en|de)code failed|Protocol authentication"
+    r" error|Failed to connect to authentication agent|authentication credential)"
+    r"|DB index is being set"
+    # Of a submission, that is how a site's own rules refuse it.
+    r"|(?<!submission failed: )Unspecified error"
     r"|Unable to establish (?:control|controller)|Resource temporarily unavailable"
     r"|No route to host|Problem talking to the database|slurmdbd: .*(?:failure|error)"
-    r"|Slurm backup controller in standby mode|controller .* is (?:booting|shutting)",
+    r"|controller (?:is )?in standby mode|controller .* is (?:booting|shutting)",
+    re.IGNORECASE,
+)
+# What they say of a job for which there may be room later. Slurm has one text for all limits;
+# it names the limit before that, of which those of jobs alone are ever freed by others' ends.
+_LIMIT = re.compile(r"\b(?:QOS|Assoc)(?:Grp|Max|Min)(\w+)")
+_NO_ROOM = re.compile(
+    r"Job violates accounting/QOS policy|Unable to create job record, try again"
+    r"|System submissions disabled|Reached max(?:imum)? number of jobs",
     re.IGNORECASE,
 )
 _NO_CONFIG = re.compile(
@@ -43,6 +60,12 @@ _KEPT = frozenset({"SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT"})
 
 class NoAnswerError(SchedulerUnreachableError):
     """A command got no answer: another may get one, and this may have been done."""
+
+
+class NoRoomError(SchedulerCommandError):
+    """A submission was refused for the jobs that there are: later there may be room."""
+
+    prefix = "no room now: "
 
 
 def environ() -> dict[str, str]:
@@ -145,7 +168,9 @@ class Commands:
             reason = f"{argv[0]} on PATH cannot be run: {error.strerror}"
             raise SchedulerUnreachableError(argv, reason) from error
         except subprocess.TimeoutExpired as error:
-            reason = f"no answer within {self.timeout_s:g} s: try again, or ask `scontrol ping`"
+            reason = (
+                f"none within {self.timeout_s:g} s: try again, or ask `scontrol ping`"
+            )
             raise NoAnswerError(argv, reason) from error
         if done.returncode == 0:
             return done.stdout
@@ -154,6 +179,21 @@ class Commands:
             reason = f"it finds no slurm.conf; set SLURM_CONF to its path: {said}"
             raise SchedulerUnreachableError(argv, reason)
         if _NO_ANSWER.search(said):
-            reason = f"no answer; try again, or ask `scontrol ping`: {said}"
+            reason = f"{said}; try again, or ask `scontrol ping`"
             raise NoAnswerError(argv, reason)
-        raise SchedulerCommandError(argv, done.returncode, said)
+        kind = NoRoomError if _is_no_room(said) else SchedulerCommandError
+        raise kind(argv, done.returncode, said)
+
+
+def _is_no_room(said: str) -> bool:
+    """Return whether what refused a job is gone when others have ended.
+
+    >>> (
+    ...     _is_no_room("error: QOSMaxSubmitJobPerUserLimit"),
+    ...     _is_no_room("error: QOSMaxWallLimit"),
+    ... )
+    (True, False)
+    """
+    if limits := _LIMIT.findall(said):
+        return any(limit.startswith("Submit") for limit in limits)
+    return _NO_ROOM.search(said) is not None

@@ -1,7 +1,8 @@
 """Errors of ``mtf-slurm``.
 
 * MtfSlurmError
-  * SchedulerCommandError      the scheduler refused
+  * SchedulerCommandError      the scheduler refused; `NoRoomError` of `mtf_slurm.command`
+                               where it may have room later
   * SchedulerUnreachableError  no Slurm here, or it could not be asked; `NoAnswerError` of
                                `mtf_slurm.command` where it may have heard
   * UnreadableReplyError       it answered, with something that cannot be parsed
@@ -31,6 +32,10 @@ __all__ = [
 ]
 
 
+_SHOWN = 80  # letters of a command
+_SHOWN_REPLY = 500
+
+
 class MtfSlurmError(Exception):
     """Base of every error this package raises on purpose; ``str()`` is for users."""
 
@@ -42,10 +47,14 @@ class SchedulerCommandError(MtfSlurmError):
         argv: The command.
         returncode: Its exit status.
         stderr: What it said, unshortened.
+        prefix: With which the text of this kind begins.
     """
 
+    prefix = ""
+
     def __init__(self, argv: Sequence[str], returncode: int, stderr: str) -> None:
-        super().__init__(f"`{shlex.join(argv)}` exited {returncode}: {stderr.strip()}")
+        said = _in_a_line(stderr) or "nothing was said"
+        super().__init__(f"{self.prefix}{said} ({_short(argv)} exited {returncode})")
         self.argv = tuple(argv)
         self.returncode = returncode
         self.stderr = stderr
@@ -57,10 +66,13 @@ class SchedulerUnreachableError(MtfSlurmError):
     Attributes:
         argv: The command.
         reason: What happened, and what to do.
+        prefix: With which the text begins.
     """
 
+    prefix = "no answer: "
+
     def __init__(self, argv: Sequence[str], reason: str) -> None:
-        super().__init__(f"`{shlex.join(argv)}`: {reason}")
+        super().__init__(f"{self.prefix}{_in_a_line(reason)} ({_short(argv)})")
         self.argv = tuple(argv)
         self.reason = reason
 
@@ -74,7 +86,8 @@ class UnreadableReplyError(MtfSlurmError):
     """
 
     def __init__(self, argv: Sequence[str], reply: str) -> None:
-        super().__init__(f"cannot parse the reply of `{shlex.join(argv)}`: {reply!r}")
+        shown = repr(reply[:_SHOWN_REPLY]) + "..." * (len(reply) > _SHOWN_REPLY)
+        super().__init__(f"cannot parse the reply of {_short(argv)}: {shown}")
         self.argv = tuple(argv)
         self.reply = reply
 
@@ -102,6 +115,7 @@ class SubmissionError(MtfSlurmError):
     """
 
     def __init__(self, experiment_name: str, reason: str) -> None:
+        reason = reason.removeprefix(f"{experiment_name}: ")  # as in others' rows
         super().__init__(f"{experiment_name}: {reason}")
         self.experiment_name = experiment_name
         self.reason = reason
@@ -123,3 +137,17 @@ class SnapshotError(MtfSlurmError):
 
 class GitLockTimeoutError(SnapshotError):
     """Another process holds the repository's lock for too long; *reason* names it."""
+
+
+def _in_a_line(text: str) -> str:
+    return "; ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _short(argv: Sequence[str]) -> str:
+    """Return a command as people see it.
+
+    >>> _short(["squeue", "--jobs=" + "1," * 99])
+    '`squeue --jobs=1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1 ...`'
+    """
+    text = shlex.join(argv)
+    return f"`{text}`" if len(text) <= _SHOWN else f"`{text[:_SHOWN].rstrip(',')} ...`"

@@ -24,7 +24,11 @@ __all__ = [
     "Submission",
     "checked_entry_point",
     "checked_name",
+    "config_text",
+    "dumped",
+    "has_other_config",
     "write_config",
+    "write_text",
 ]
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -116,39 +120,77 @@ def checked_entry_point(name: str, entry_point: object) -> str | None:
     raise SubmissionError(name, reason)
 
 
-def write_config(folder: Path, experiment: Experiment) -> None:
-    """Write an experiment's config as JSON, which is YAML; leave what others wrote.
+def dumped(experiment: Experiment) -> dict[str, Any]:
+    """Return an experiment's config as plain values.
 
     Raises:
-        SubmissionError: If it cannot be written.
+        SubmissionError: If it gives none.
+    """
+    try:
+        values: object = experiment.model_dump(mode="json")
+    except Exception as error:
+        reason = f"its config cannot be dumped: {type(error).__name__}: {error}"
+        raise SubmissionError(experiment.experiment_name, reason) from error
+    if not isinstance(values, dict):
+        reason = f"its config is dumped as {type(values).__name__}, which is no mapping"
+        raise SubmissionError(experiment.experiment_name, reason)
+    return values
+
+
+def config_text(experiment: Experiment) -> str:
+    """Return an experiment's config as JSON, which is YAML.
+
+    Raises:
+        SubmissionError: If JSON cannot hold it.
+    """
+    try:
+        return json.dumps(dumped(experiment), indent=1, allow_nan=False) + "\n"
+    except (TypeError, ValueError, RecursionError) as error:
+        reason = f"its config is not what JSON can hold: {error}"
+        raise SubmissionError(experiment.experiment_name, reason) from error
+
+
+def write_config(folder: Path, experiment: Experiment) -> None:
+    """Write an experiment's config into its folder, as JSON.
+
+    Raises:
+        SubmissionError: If it cannot be written; the one that was there stays.
+    """
+    write_text(folder, experiment.experiment_name, config_text(experiment))
+
+
+def write_text(folder: Path, name: str, text: str) -> None:
+    """Write *text* as the config of the experiment *name*, into its folder; make that.
+
+    Raises:
+        SubmissionError: If it cannot be written; the one that was there stays.
     """
     # 10,000 experiments: a Path each is slow.
     path = f"{folder}/config.yaml"
+    aside = f"{folder}/.config.{os.getpid()}"
     try:
-        values = experiment.model_dump(mode="json")
-        text = json.dumps(values, indent=1, allow_nan=False) + "\n"
-    except (TypeError, ValueError) as error:
-        reason = f"its config is not what JSON can hold ({error}): write {path} yourself"
-        raise SubmissionError(experiment.experiment_name, reason) from error
-    try:
-        if _is_ours(folder, path, text):
-            aside = f"{folder}/.config.{os.getpid()}"
-            with open(aside, "w", encoding="utf-8") as file:  # noqa: PTH123 -- as above
-                file.write(text)
-            os.replace(aside, path)  # noqa: PTH105 -- as above
-    except OSError as error:
-        reason = f"{path} cannot be written: {error.strerror or error}"
-        raise SubmissionError(experiment.experiment_name, reason) from error
+        try:
+            os.mkdir(folder)  # noqa: PTH102 -- as above
+        except FileNotFoundError:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            with suppress(FileNotFoundError):
+                if Path(path).read_text(encoding="utf-8") == text:
+                    return
+        with open(aside, "w", encoding="utf-8") as file:  # noqa: PTH123 -- as above
+            file.write(text)
+        os.replace(aside, path)  # noqa: PTH105 -- as above
+    except (OSError, UnicodeDecodeError) as error:
+        with suppress(OSError):
+            os.unlink(aside)  # noqa: PTH108 -- as above
+        reason = f"{path} cannot be written: {getattr(error, 'strerror', None) or error}"
+        raise SubmissionError(name, reason) from error
 
 
-def _is_ours(folder: Path, path: str, text: str) -> bool:
-    """Make the folder; return whether *text* is to be written there."""
+def has_other_config(folder: Path, text: str) -> bool:
+    """Tell whether the config that lies in an experiment's folder is surely not *text*."""
     try:
-        os.mkdir(folder)  # noqa: PTH102 -- as above
-    except FileNotFoundError:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        with suppress(FileNotFoundError):
-            there = Path(path).read_text(encoding="utf-8")
-            return there != text and there.startswith("{")
-    return True
+        there: object = json.loads((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False  # what is YAML is not read here
+    return bool(there != json.loads(text))

@@ -16,25 +16,25 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from mtf_slurm import _control, _once, arrays
-from mtf_slurm._batch import Batch, Site, excluded_in, manager_of, script_of, work_of
+from mtf_slurm import _control, arrays
+from mtf_slurm._batch import script_of, submit_batch
 from mtf_slurm._outcomes import Outcomes
-from mtf_slurm.after import After, checked
-from mtf_slurm.arrays import Code, Job, Planned, Work
+from mtf_slurm._site import Site, excluded_in, manager_of, work_of
+from mtf_slurm.after import After
+from mtf_slurm.arrays import Code, Job, Planned
 from mtf_slurm.command import Commands
-from mtf_slurm.errors import MtfSlurmError, SubmissionError
+from mtf_slurm.errors import SubmissionError
 from mtf_slurm.experiments import (
     BatchSubmissionResult,
     Experiment,
-    Submission,
     checked_entry_point,
     checked_name,
-    write_config,
 )
 from mtf_slurm.git import GitManager
 from mtf_slurm.git.branches import Branch
@@ -111,6 +111,9 @@ class SLURMLauncher:
             if number is not None and number < 1:
                 msg = f"{what} is {number}: give 1 or more"
                 raise ValueError(msg)
+        if isinstance(setup, str):
+            msg = f"setup is one text, {setup!r}: give a list of lines, [{setup!r}]"
+            raise TypeError(msg)
         if not poll_interval_s > 0:
             msg = f"poll_interval_s is {poll_interval_s}: give a number above 0"
             raise ValueError(msg)
@@ -127,6 +130,7 @@ class SLURMLauncher:
         entry = None if entry_point is None else str(entry_point)
         self._lock_timeout_s = lock_timeout_s
         self._folders = {self._experiments_folder}
+        self._is_own_git = freeze_code and git is None
         self._commands = commands or Commands()
         self._site = Site(
             commands=self._commands,
@@ -141,9 +145,7 @@ class SLURMLauncher:
                 python=None if python is None else str(python),
                 cleanup=cleanup,
             ),
-            git=(git or manager_of(root, self._experiments_folder))
-            if freeze_code
-            else None,
+            git=(git or manager_of(root, self._folders)) if freeze_code else None,
             push_to=push_to,
             num_packed=num_packed,
             max_array_size=max_array_size,
@@ -175,59 +177,42 @@ class SLURMLauncher:
             ValueError: If *after* is not for this batch, or experiments wait for each other.
         """
         folder = _absolute(folder)
-        after = checked(after, [experiment.experiment_name for experiment in experiments])
         if not folder.is_dir():
             raise SubmissionError(str(folder), "there is no such folder: make it first")
-        if "\\" in str(folder) or not str(folder).isprintable():
-            reason = "Slurm takes no such path: name it without backslash and newline"
-            raise SubmissionError(str(folder), reason)
-        excluded = excluded_in(self._site, folder)
-        refused: dict[str, str] = {}
-        works: dict[str, Work] = {}
-        for experiment in experiments:
-            name = experiment.experiment_name
-            try:
-                if checked_name(name) not in works:
-                    works[name] = work_of(self._site, experiment, folder, excluded)
-            except (MtfSlurmError, OSError) as error:
-                refused[name] = str(error)
-        kept = {}
-        if works:
-            self._folders.add(folder)
-            with _once.lock(folder, timeout_s=self._lock_timeout_s) as lock_fd:
-                batch = Batch(self._site, folder, works, after, lock_fd=lock_fd)
-                batch.look(self._states_now)
-                batch.submit(refused)
-            kept, refused = batch.kept, batch.refused
-        rows = []
-        for experiment in experiments:
-            name = experiment.experiment_name
-            why = refused.get(name)
-            job_id = None if why else kept[name].job_id
-            rows.append(Submission(experiment_name=name, job_id=job_id, error=why))
-        return BatchSubmissionResult(tuple(rows))
+        self._know(folder)
+        return self._submit(experiments, folder, after, writes=False)
+
+    def _submit(
+        self,
+        experiments: Sequence[Experiment],
+        folder: Path,
+        after: After | None,
+        *,
+        writes: bool,
+    ) -> BatchSubmissionResult:
+        return submit_batch(
+            self._site,
+            folder,
+            experiments,
+            after,
+            writes=writes,
+            lock_timeout_s=self._lock_timeout_s,
+            states=partial(_control.states_now, self._commands, folders=(folder,)),
+        )
 
     def submit_experiment_batch(
         self, experiments: Sequence[Experiment], *, after: After | None = None
     ) -> BatchSubmissionResult:
         """Write the configs of experiments and `submit` them.
 
-        A ``config.yaml`` that is there and was not written by this stays as it is.
+        A config is written where an experiment is submitted, over one that is there. Where it
+        keeps its job, which has another config, the experiment is refused.
 
         Raises:
             MtfSlurmError: If nothing could be submitted at all; nothing was.
             ValueError: If *after* is not for this batch, or experiments wait for each other.
         """
-        if not experiments:
-            return BatchSubmissionResult(())
-        folder = self._experiments_folder
-        for experiment in experiments:
-            with suppress(
-                SubmissionError
-            ):  # without its config, it has a row that says so
-                name = checked_name(experiment.experiment_name)
-                write_config(folder / name, experiment)
-        return self.submit(experiments, folder=folder, after=after)
+        return self._submit(experiments, self._experiments_folder, after, writes=True)
 
     def submit_single_experiment(self, config: Experiment) -> str:
         """Submit one experiment; return its job's id.
@@ -258,13 +243,13 @@ class SLURMLauncher:
         """
         name = checked_name(config.experiment_name)
         folder = self._experiments_folder
-        write_config(folder / name, config)
         excluded = excluded_in(self._site, folder)
         work = work_of(self._site, config, folder, excluded)
         draft = Job(folder / arrays.JOBS_FOLDER / f"000000.{'0' * 16}")
         planned = Planned(work, ((name,),))
         script = script_of(self._site, draft, planned, self._site.code, context)
         path = folder / name / f"{name}.sbatch"
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(script, encoding="utf-8")
         return path
 
@@ -278,7 +263,7 @@ class SLURMLauncher:
             SchedulerCommandError: If it refuses to answer.
             UnreadableReplyError: If its answer cannot be parsed.
         """
-        outcomes = Outcomes(self._commands, job_ids, self._folders)
+        outcomes = Outcomes(self._commands, _several(job_ids), self._folders)
         return [outcomes.state(job_id) for job_id in job_ids]
 
     def latest(self, names: Sequence[str], *, folder: Path) -> list[str | None]:
@@ -290,7 +275,7 @@ class SLURMLauncher:
             MtfSlurmError: If Slurm cannot be asked, or another submits for too long.
         """
         folder = _absolute(folder)
-        self._folders.add(folder)
+        self._know(folder)
         return _control.latest(
             self._commands, folder, names, lock_timeout_s=self._lock_timeout_s
         )
@@ -303,7 +288,7 @@ class SLURMLauncher:
             SchedulerUnreachableError: If Slurm cannot be asked.
             SchedulerCommandError: If it refuses.
         """
-        _control.cancel(self._commands, job_ids, self._folders)
+        _control.cancel(self._commands, _several(job_ids), self._folders)
 
     def requeue(self, job_ids: Sequence[str]) -> None:
         """Let jobs run again, from their checkpoints, under the same ids.
@@ -314,7 +299,7 @@ class SLURMLauncher:
             SchedulerCommandError: If it refuses: after some minutes it forgets what has
                 ended, and the experiment is to be submitted again.
         """
-        _control.requeue(self._commands, job_ids, self._folders)
+        _control.requeue(self._commands, _several(job_ids), self._folders)
 
     def bring_back(self, job_ids: Sequence[str]) -> list[str]:
         """Requeue those of *job_ids* that asked for it where there is no ``scontrol``.
@@ -327,8 +312,10 @@ class SLURMLauncher:
 
         Raises:
             SchedulerUnreachableError: If Slurm cannot be asked.
+            SchedulerCommandError: If it refuses to answer.
+            UnreadableReplyError: If its answer cannot be parsed.
         """
-        return _control.bring_back(self._commands, job_ids, self._folders)
+        return _control.bring_back(self._commands, _several(job_ids), self._folders)
 
     def wait(
         self,
@@ -338,6 +325,8 @@ class SLURMLauncher:
         on_progress: Callable[[Mapping[JobState, int]], None] | None = None,
     ) -> list[JobState]:
         """Wait until all jobs have ended; return their states.
+
+        What Slurm never shows stays ``unknown``, and is waited for: give *timeout_s*.
 
         Args:
             job_ids: Which.
@@ -349,10 +338,11 @@ class SLURMLauncher:
             SchedulerCommandError: If it refuses to answer.
             UnreadableReplyError: If its answer cannot be parsed.
         """
+        job_ids = _several(job_ids)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         last: Mapping[JobState, int] | None = None
         while True:
-            states = self._states_now(job_ids)
+            states = _control.states_now(self._commands, job_ids, self._folders)
             counts = Counter(states)
             if on_progress is not None and counts != last:
                 on_progress(counts)
@@ -369,10 +359,12 @@ class SLURMLauncher:
     def prune_branches(self, *, older_than: timedelta) -> list[Branch]:
         """Delete the branches of old snapshots, but of jobs that have not ended.
 
-        Jobs are looked for in the folders that this object knows, and one level below.
+        Jobs are looked for in the folders that this object knows, one level below, and where
+        Slurm's jobs run, as far as this user may read there.
 
         Raises:
             MtfSlurmError: If git or Slurm cannot be asked; then none is deleted.
+            OSError: If a folder that this object knows cannot be read; then, too.
             ValueError: If the code is not frozen.
         """
         if self._site.git is None:
@@ -387,13 +379,20 @@ class SLURMLauncher:
 
     # ------------------------------------------------------------ within
 
-    def _states_now(self, job_ids: Sequence[str]) -> list[JobState]:
-        """Return how jobs are, those brought back that wait for that."""
-        states = self.states(job_ids)
-        pairs = list(zip(job_ids, states, strict=True))
-        ended = [job_id for job_id, state in pairs if state in _control.MAY_COME_BACK]
-        back = set(self.bring_back(ended)) if ended else set()
-        return [JobState.PENDING if i in back else state for i, state in pairs]
+    def _know(self, folder: Path) -> None:
+        """Note a folder of experiments, which snapshots leave out from now on."""
+        if folder not in self._folders:
+            self._folders.add(folder)
+            if self._is_own_git:
+                git = manager_of(self._site.code.project_root, self._folders)
+                self._site = replace(self._site, git=git)
+
+
+def _several(job_ids: Sequence[str]) -> Sequence[str]:
+    if isinstance(job_ids, str):
+        msg = f"job_ids is one id, {job_ids!r}: give a list, [{job_ids!r}]"
+        raise TypeError(msg)
+    return job_ids
 
 
 def _absolute(path: Path | str) -> Path:

@@ -35,6 +35,7 @@ __all__ = [
     "base_of",
     "chunks",
     "find",
+    "folders",
     "form_of",
     "max_array_size",
     "queued",
@@ -255,6 +256,18 @@ def _collect(found: dict[str, str], wanted: set[str], reply: str) -> None:
                 is_task = cells[0].isdecimal()  # squeue's %F: the array that it is of
                 base = cells[0] if is_task else re.split(r"[_.+\[]", first)[0]
                 found.setdefault(token, base)
+
+
+def folders(commands: Commands) -> set[str]:
+    """Return the working folders of all jobs that the controller knows, of all users.
+
+    Raises:
+        SchedulerUnreachableError: If it cannot be asked.
+        SchedulerCommandError: If it refuses to answer.
+    """
+    argv = ("squeue", "--noheader", "--states=all", "--format=%A|%Z")
+    lines = run(commands, argv).splitlines()
+    return {line.strip().partition("|")[2] for line in lines} - {""}
 
 
 def max_array_size(commands: Commands) -> int:

@@ -1,26 +1,26 @@
 """Render a job's script from a template: strict, and with every value quoted.
 
-A template is Jinja2 with the variables of `KNOWN`. What it writes with ``{{ }}`` is quoted
-for its place (`mtf_slurm._places`), so a template leaves quotes out; lists become words. A
-variable that is not known is an error, and so is a value with a newline or another control
-character. A template may contain ``{{ setup }}``, the project's own lines of shell, and must
-contain ``{{ run }}``, the command that runs the experiments. It is tried with a value for each
-variable when it is read, and read by bash; a setting that it never writes is refused.
+A template is Jinja2 with the variables of `KNOWN`; ``if``, ``for`` and ``set`` are there, what
+takes text and changes it is not. What it writes with ``{{ }}`` is quoted, and may stand where
+`mtf_slurm._places` says; lists become words. A variable that is not known is an error, and so
+is a value with a newline or another control character. A template may contain
+``{{ setup }}``, the project's own lines of shell, and must end with ``exec {{ run }}``, the
+command that runs the experiments. It is tried with a value for each variable when it is read;
+and a setting without which the script would be the same is refused.
 
 Templates are written by the project; they run in Jinja2's sandbox all the same, and see
-nothing but the variables.
+nothing but the variables. One that fills the memory or recurses is an error, but one that
+counts for long is waited for.
 """
 
 from __future__ import annotations
 
-import re
-import subprocess
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import StrictUndefined, TemplateSyntaxError, UndefinedError, meta
-from jinja2.exceptions import SecurityError
+from jinja2 import StrictUndefined, TemplateSyntaxError, meta, nodes
 from jinja2.exceptions import TemplateError as JinjaError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import pass_context
@@ -45,7 +45,7 @@ _OF_JOB = {
     "job_name": "the experiment, or the first of an array",
     "output": "pattern of the path for standard output",
     "project_root": "the project's folder",
-    "run": "the command that runs the experiments; a template must have it",
+    "run": "the command that runs the experiments; the last line is `exec {{ run }}`",
     "setup": "lines of shell that the project gave the launcher",
     "signal": "as --signal has it; none for no signal",
     "slurm_cpus_per_task": "CPUs of each task of Slurm: torchrun has one for all processes",
@@ -62,32 +62,21 @@ KNOWN: Mapping[str, str] = dict(
 )
 """What each variable of a template means."""
 
-_RAW = "setup"
-_SYNTAX_TIMEOUT_S = 20.0
-
 # What the shell of a task and the launcher see to, whatever the template does.
 _ELSEWHERE = {"launch", "container", "max_requeues", "continue_on_timeout", "max_running"}
-_WRITTEN_BY: Mapping[str, frozenset[str]] = {
-    **{key: frozenset({key}) for key in SlurmSettings.model_fields.keys() - _ELSEWHERE},
-    "cpus_per_task": frozenset({"cpus_per_task", "slurm_cpus_per_task"}),
-    "dependencies": frozenset({"dependencies", "dependency"}),
-    "gpu_type": frozenset({"gpu_type", "gpus"}),
-    "gpus_per_node": frozenset({"gpus_per_node", "gpus"}),
-    "ntasks_per_node": frozenset({"ntasks_per_node", "slurm_tasks_per_node"}),
-    "signal_s": frozenset({"signal", "signal_s"}),
-    "time": frozenset({"time", "time_s"}),
-}
-_NUMBERS = {"max_requeues", "max_running", "nice", "nodes", "signal_s", "time_s"}
-_NUMBERS |= {"cpus_per_task", "gpus_per_node", "ntasks_per_node"}
-_NUMBERS |= {"slurm_cpus_per_task", "slurm_tasks_per_node"}
-_PROBE: Mapping[str, Any] = {
-    **dict.fromkeys(KNOWN, "x"),
-    **dict.fromkeys(_NUMBERS, 2),
-    **dict.fromkeys(("continue_on_timeout", "exclusive", "requeue"), True),
-    **dict.fromkeys(("dependencies", "modules"), ("x", "y")),
-    "run": ["x", "y"],
-    "setup": "true",
-}
+_PROBE: Mapping[str, Any] = {**dict.fromkeys(_OF_JOB, "x"), "run": ["x"], "setup": ":"}
+_MAX_CHARS = 2**18
+
+# What makes text of text; with these, values could be changed once they are quoted.
+_REFUSED = (
+    *(nodes.AssignBlock, nodes.Block, nodes.CallBlock, nodes.EvalContextModifier),
+    *(nodes.Extends, nodes.FilterBlock, nodes.FromImport, nodes.Import, nodes.Include),
+    *(nodes.Macro, nodes.Pow),
+)
+_FAULTS = (
+    *(JinjaError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError),
+    *(RuntimeError, MemoryError, SyntaxError),  # too deep, too large, too many blocks
+)
 
 
 class _Raw(str):
@@ -96,12 +85,31 @@ class _Raw(str):
     __slots__ = ()
 
 
+class _Run(tuple[str, ...]):
+    """The words of the command that runs the experiments."""
+
+    __slots__ = ()
+
+
 @pass_context  # else what is constant would be written without being quoted
 def _finalize(_context: object, value: object) -> str:
     if isinstance(value, _Raw):
+        if at := _unprintable(value):
+            msg = f"line {at} of setup has a control character in it"
+            raise ValueError(msg)
         return str(value)
-    values = value if isinstance(value, (list, tuple)) else [value]
-    return _places.mark([_checked(item) for item in values])
+    if isinstance(value, (list, tuple)):
+        words = [_checked(item) for item in value]
+        return _places.mark(words, is_run=isinstance(value, _Run))
+    return _places.mark(_checked(value))
+
+
+def _unprintable(text: str) -> int:
+    """Return the number of the first line with a control character; 0 for none."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.replace("\t", " ").isprintable():
+            return number
+    return 0
 
 
 def _checked(value: object) -> str:
@@ -128,11 +136,11 @@ class Template:
 
     Attributes:
         path: Of the file.
-        used: Its variables.
+        used: The variables without which its script would be another.
 
     Raises:
-        TemplateError: If it cannot be read, is no template, has an unknown variable, does
-            not run the experiments, or makes no script of values of each kind.
+        TemplateError: If it cannot be read, is no template, has an unknown variable, or
+            makes no script that runs the experiments of values of each kind.
     """
 
     def __init__(self, path: Path | str | None = None) -> None:
@@ -142,14 +150,9 @@ class Template:
         except (OSError, UnicodeDecodeError) as error:
             reason = f"cannot be read: {getattr(error, 'strerror', None) or error}"
             raise TemplateError(str(self.path), reason) from error
-        for number, line in enumerate(source.split("\n"), start=1):
-            if not line.replace("\t", " ").isprintable():
-                reason = "a control character, or a line end of another system"
-                place = f"{self.path}:{number}"
-                raise TemplateError(place, reason)
-        if not source.startswith("#!"):
-            reason = "sbatch needs a first line such as `#!/bin/bash`"
-            place = f"{self.path}:1"
+        if number := _unprintable(source):
+            reason = "a control character, or a line end of another system"
+            place = f"{self.path}:{number}"
             raise TemplateError(place, reason)
         environment = ImmutableSandboxedEnvironment(
             undefined=StrictUndefined,
@@ -159,37 +162,63 @@ class Template:
             finalize=_finalize,
             autoescape=False,
         )
+        environment.globals.clear()
         try:
-            self.used = frozenset(
-                meta.find_undeclared_variables(environment.parse(source))
-            )
+            tree = environment.parse(source)
+            names = meta.find_undeclared_variables(tree)
             self._template = environment.from_string(source)
         except TemplateSyntaxError as error:
             place = f"{self.path}:{error.lineno}"
             raise TemplateError(place, error.message or "no template") from error
-        if unknown := sorted(self.used - KNOWN.keys()):
+        except _FAULTS as error:
+            raise TemplateError(str(self.path), str(error) or "too large") from error
+        for node in tree.find_all((*_REFUSED, nodes.For)):
+            if not isinstance(node, nodes.For) or node.recursive:
+                place = f"{self.path}:{node.lineno}"
+                reason = (
+                    f"{type(node).__name__} is not for scripts: there are if, for, set"
+                )
+                raise TemplateError(place, reason)
+        if unknown := sorted(names - KNOWN.keys()):
             reason = f"{', '.join(unknown)}: unknown; there are {', '.join(KNOWN)}"
             raise TemplateError(str(self.path), reason)
-        if "run" not in self.used:
-            reason = "it does not run the experiments: end it with `exec {{ run }}`"
-            raise TemplateError(str(self.path), reason)
-        self._not_written = {
-            key: names for key, names in _WRITTEN_BY.items() if not self.used & names
-        }
-        self._check_syntax(self.render(_PROBE))
+        values = {**_PROBE, **variables(_everything())}
+        marked = self._marked(values)
+        self._fill(marked)
+        self.used = frozenset(
+            key
+            for key in names
+            if self._differs(marked, {**values, key: _another(values[key])})
+        )
+        self._passed: set[SlurmSettings] = set()
 
     def check(self, settings: SlurmSettings) -> None:
         """Refuse what is asked of Slurm and would not be written.
 
         Raises:
-            TemplateError: If a setting differs from its default, and the template has none
-                of its variables.
+            TemplateError: If no script can be made; or if a setting differs from its
+                default, and the script would be the same with another value.
         """
-        for key, variables_ in self._not_written.items():
-            if getattr(settings, key) != SlurmSettings.model_fields[key].default:
-                shown = " or ".join(f"{{{{ {name} }}}}" for name in sorted(variables_))
+        if settings in self._passed:
+            return
+        values = {**_PROBE, **variables(settings)}
+        marked = self._marked(values)
+        self._fill(marked)
+        for key, field in SlurmSettings.model_fields.items():
+            asked = getattr(settings, key)
+            if key in _ELSEWHERE or asked == field.default:
+                continue
+            is_time = key == "time"
+            other = _clock(settings.time_s + 60) if is_time else _another(asked)
+            others = variables(settings.model_copy(update={key: other}))
+            if is_time:
+                others["signal"] = values["signal"]
+            if not self._differs(marked, {**_PROBE, **others}):
+                changed = (name for name in others if others[name] != values[name])
+                shown = " or ".join(f"{{{{ {name} }}}}" for name in sorted(changed))
                 reason = f"slurm.{key} is set, and the template does not write {shown}"
                 raise TemplateError(str(self.path), reason)
+        self._passed.add(settings)
 
     def render(self, values: Mapping[str, Any]) -> str:
         """Return the script.
@@ -198,63 +227,79 @@ class Template:
             values: Of all variables in `KNOWN`.
 
         Raises:
-            TemplateError: If a value cannot be written where it is wanted.
+            TemplateError: If a value cannot be written where it is wanted; or if the
+                script would not run the experiments, or pass over ``setup``.
         """
+        marked = self._marked(values)
+        if values.get("setup") and not self._differs(marked, {**values, "setup": ""}):
+            reason = "there is a setup, and the template does not write {{ setup }}"
+            raise TemplateError(str(self.path), reason)
+        return self._fill(marked)
+
+    def _fill(self, marked: str) -> str:
         try:
-            marked = self._template.render(
-                {**values, _RAW: _Raw(values.get(_RAW, ""))},
-            )
-        except UndefinedError as error:
-            reason = f"{error.message}; there are {', '.join(KNOWN)}"
-            raise TemplateError(str(self.path), reason) from error
-        except (
-            JinjaError,
-            SecurityError,
-            ValueError,
-            TypeError,
-            ArithmeticError,
-        ) as error:
-            raise TemplateError(str(self.path), str(error)) from error
-        try:
-            script = _places.fill(marked)
+            return _places.fill(marked)
         except ValueError as error:
             number, reason = error.args
             place = f"{self.path}, line {number} of the script"
             raise TemplateError(place, reason) from error
-        self._check_header(script)
-        return script
 
-    def _check_syntax(self, script: str) -> None:
-        """Have bash read a script that is for bash."""
-        if not re.match(r"#!\S*(/|env )(ba)?sh\b", script):
-            return
+    def _differs(self, marked: str, others: Mapping[str, Any]) -> bool:
+        """Return whether other values make another script, or none."""
         try:
-            done = subprocess.run(
-                ("/bin/bash", "-n", "/dev/stdin"),
-                input=script,
-                capture_output=True,
-                check=False,
-                encoding="utf-8",
-                errors="backslashreplace",
-                timeout=_SYNTAX_TIMEOUT_S,
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            reason = f"bash cannot be asked whether it is a script: {error}"
-            raise TemplateError(str(self.path), reason) from error
-        if done.returncode:
-            said = done.stderr.replace("/dev/stdin: ", "").strip()
-            raise TemplateError(str(self.path), f"it makes no script of bash: {said}")
+            return self._marked(others) != marked
+        except TemplateError:
+            return True
 
-    def _check_header(self, script: str) -> None:
-        """Refuse options that sbatch would pass over, for standing after a command."""
-        command = 0
-        for number, line in enumerate(script.split("\n"), start=1):
-            if line.startswith("#SBATCH") and command:
-                place = f"{self.path}, line {number} of the script"
-                reason = f"sbatch reads no options after a command, as on line {command}"
-                raise TemplateError(place, reason)
-            if line.strip() and not line.startswith("#"):
-                command = command or number
+    def _marked(self, values: Mapping[str, Any]) -> str:
+        """Return the script with marks for its values."""
+        given = dict(values)
+        if isinstance(given.get("run"), (list, tuple)):
+            given["run"] = _Run(given["run"])
+        if isinstance(given.get("setup"), str):
+            given["setup"] = _Raw(given["setup"])
+        pieces: list[str] = []
+        num_chars = 0
+        try:
+            for piece in self._template.generate(given):
+                num_chars += len(piece)
+                if num_chars > _MAX_CHARS:
+                    reason = f"it makes a script of more than {_MAX_CHARS} characters"
+                    raise TemplateError(str(self.path), reason)
+                pieces.append(piece)
+        except _FAULTS as error:
+            lines = [
+                f":{number}"
+                for frame, number in traceback.walk_tb(error.__traceback__)
+                if frame.f_code.co_filename == "<template>"
+            ]
+            reason = str(error) or type(error).__name__
+            if reason.endswith("is undefined"):
+                reason += f"; there are {', '.join(KNOWN)}"
+            raise TemplateError("".join([str(self.path), *lines[-1:]]), reason) from error
+        return "".join(pieces)
+
+
+def _everything() -> SlurmSettings:
+    """Return settings of which none is null."""
+    fields = SlurmSettings.model_fields.items()
+    asked: dict[str, Any] = {k: "x" for k, field in fields if field.default is None}
+    asked |= dict.fromkeys(("gpus_per_node", "max_running", "nice", "signal_s"), 1)
+    asked |= {"dependencies": ("x",), "exclusive": True, "modules": ("x", "y")}
+    return SlurmSettings().model_copy(update=asked)
+
+
+def _another(value: Any) -> Any:
+    """Return a value of the same kind that is another one.
+
+    >>> _another(True), _another(3), _another("4G"), _another(("a",))
+    (False, 4, '14G', ('a', 'x'))
+    """
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 1
+    return "1" + value if isinstance(value, str) else (*value, "x")
 
 
 def variables(settings: SlurmSettings, *, num_packed: int = 1) -> dict[str, Any]:

@@ -11,8 +11,10 @@ Source: Slurm 22.05, ``srun(1)``; torch 2.10, ``torch.distributed.run``; Apptain
 from __future__ import annotations
 
 import shlex
+import site
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from mtf_slurm.arrays import Code, Planned, Work
@@ -75,6 +77,7 @@ def shell_settings(
     snapshot = code.snapshot
     # What is inside a container is not there for the checkout.
     own_python = None if settings.container else code.python
+    top = (snapshot.top if snapshot else code.project_root).resolve()
     lines = [
         f"experiments_folder={shlex.quote(str(experiments_folder))}",
         f"project_root={shlex.quote(str(code.project_root))}",
@@ -88,6 +91,8 @@ def shell_settings(
         f"checkout_python={shlex.quote(own_python or sys.executable)}",
         f"checkout=({_quoted(snapshot.arguments() if snapshot else ())})",
         f"prefix={shlex.quote(snapshot.prefix if snapshot else '')}",
+        f"top={shlex.quote(str(top))}",
+        f"paths=({_quoted(_edited(top, planned.work, code) if snapshot else ())})",
         f"launch_kind={settings.launch}",
         f"launch=({_quoted(_launch(planned.work))})",
         f"set_command() {{ command=({_command(experiments_folder, planned.work, code)}); }}",
@@ -107,6 +112,31 @@ def command_words(work: Work, code: Code, config: Path) -> list[str]:
 
 def _quoted(words: Sequence[str]) -> str:
     return " ".join(map(shlex.quote, words))
+
+
+def _edited(top: Path, work: Work, code: Code) -> list[str]:
+    """Return folders below *top* that are installed to be edited, relative to it.
+
+    As far as a line of a ``.pth`` file names them, in the environment that jobs use.
+    """
+    settings, python = work.settings, _python(work, code)
+    if settings.container or settings.conda:
+        return []
+    if settings.venv:
+        places = [*Path(settings.venv).glob("lib/python*/site-packages")]
+    elif python != sys.executable and "/" in python:
+        places = [*Path(python).parent.parent.glob("lib/python*/site-packages")]
+    else:
+        places = [*map(Path, site.getsitepackages())]
+    found: dict[str, None] = {}
+    for file in (each for place in places for each in sorted(place.glob("*.pth"))):
+        with suppress(OSError, UnicodeDecodeError):
+            for line in file.read_text(encoding="utf-8").splitlines():
+                if line.strip() and not line.startswith(("#", "import ", "import\t")):
+                    path = (file.parent / line.strip()).resolve()
+                    if path.is_relative_to(top) and path.is_dir():
+                        found[path.relative_to(top).as_posix()] = None
+    return [*found]
 
 
 def _is_script(entry_point: str) -> bool:

@@ -4,9 +4,10 @@
 # The folder holds `settings.sh` (what to run, see mtf_slurm.arrays), `tasks` (a line for
 # each task, with the names of its experiments), `checkout.py` and, once it is known, `job_id`
 # (the job that this submission became). An experiment runs in its own folder, with output in
-# <job id>.out and <job id>.err. How it ended is left in <job id>.exit; while it is to come back
-# there is none. Where the node has no scontrol, <job id>.again asks whoever looks next from a
-# login node to bring it back.
+# <job id>.out and <job id>.err. How it ended is left in <job id>.exit: the status, the token of
+# the job folder, and why it was ended by others; while it is to come back there is none. Where
+# the node has no scontrol, <job id>.again asks whoever looks next from a login node to bring it
+# back.
 #
 # Exit status: 0 if all succeeded; 75 if one asks to be continued and was not requeued from
 # here; else 1.
@@ -19,7 +20,8 @@ base=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}
 index=${SLURM_ARRAY_TASK_ID:-0}
 task=$base${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
 restarts=${SLURM_RESTART_COUNT:-0}
-child='' signalled='' got_term=''
+token=${job_folder##*.}
+child='' signalled='' got_term='' why=''
 
 say() { printf 'mtf-slurm: job %s: %s\n' "$task" "$*" >&2; }
 
@@ -81,14 +83,17 @@ time_is_up() {
 # cancellation, at the end of the grace of a preemption, which requeues by itself, and at the
 # end of the time limit.
 come_back() { # <path of the experiment's files, without their ends>
-  [ "$requeue" = 1 ] || return 1
   if is_preempted; then
+    why=preempted
     [ -z "$got_term" ] || return 1
   elif time_is_up; then
+    why=timeout
     [ "$continue_on_timeout" = 1 ] || return 1
   elif [ -n "$got_term" ]; then
+    why=cancelled
     return 1
   fi
+  [ "$requeue" = 1 ] || return 1
   if [ "$restarts" -ge "$max_requeues" ]; then
     say "has come back $restarts times, which is the limit (max_requeues)"
     return 1
@@ -111,7 +116,29 @@ make_code() {
     code=$checkout_folder${prefix:+/$prefix}
   fi
   export MTF_CODE_DIR=$code
-  export PYTHONPATH=$code/src:$code${PYTHONPATH:+:$PYTHONPATH}
+  import_from
+}
+
+# The frozen code goes before what is installed, and takes the place of folders of the project
+# that are imported from: those in PYTHONPATH, and those that are installed to be edited. Of what
+# was not frozen, which git ignores, there is nothing else.
+import_from() {
+  local entry entries frozen real found=$code/src:$code
+  IFS=: read -r -a entries <<<"${PYTHONPATH:-}"
+  for entry in "${entries[@]}"; do
+    if [ "${#checkout[@]}" -gt 0 ] && [[ $entry == /* ]]; then
+      real=$(cd -- "$entry" 2>/dev/null && pwd -P)
+      frozen=''
+      [[ $real/ == "$top"/* ]] && frozen=$checkout_folder${real#"$top"}
+      [[ $entry/ == "$project_root"/* ]] && frozen=$code${entry#"$project_root"}
+      [ -n "$frozen" ] && [ -e "$frozen" ] && entry=$frozen
+    fi
+    found+=${entry:+:$entry}
+  done
+  for entry in "${paths[@]}"; do
+    found+=:$checkout_folder/$entry
+  done
+  export PYTHONPATH=$found
 }
 
 remove_code() { # <status>
@@ -134,7 +161,9 @@ find_port() {
 # in one task, it failed by itself, which is no reason to run it again.
 has_ended() { # <path of its files>
   [ "$restarts" -gt 0 ] && [ -e "$1.exit" ] || return 1
-  status=$(<"$1.exit")
+  local of
+  read -r status of _ <"$1.exit"
+  [ "$of" = "$token" ] || return 1
   [ "$status" = 0 ] || { [ "$status" != 75 ] && [ "${#names[@]}" -gt 1 ]; }
 }
 
@@ -198,7 +227,7 @@ for position in "${!names[@]}"; do
       unfinished=$files worst=$status
       break
     fi
-    leave "$files.exit" "$status"
+    leave "$files.exit" "$status $token"
   fi
   [ "$status" = 0 ] || worst=1
 done
@@ -207,7 +236,7 @@ if [ -n "$unfinished" ]; then
   come_back "$unfinished" && exit 75
   # Of several in a task, one that was ended is as Slurm says that the task is.
   if [ -z "$got_term" ] || [ "${#names[@]}" -eq 1 ]; then
-    leave "$unfinished.exit" 75
+    leave "$unfinished.exit" "75 $token $why"
   fi
 fi
 exit "$worst"

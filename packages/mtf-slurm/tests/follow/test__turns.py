@@ -150,6 +150,20 @@ def test_who_waits_for_what_runs_again_does_so_too() -> None:
         assert names(now.choose()) == (["a", "b"] if ended is None else [])
 
 
+def test_who_waits_for_the_job_that_runs_again_may_be_cancelled() -> None:
+    """What its user cancels stays so, though what it waits for had more than one job."""
+    entries = [entry("a"), entry("b", after={"a": "afterok"})]
+    for own, ended in (("2", None), ("4", JobState.CANCELLED)):
+        now = Turns(
+            entries={e.experiment_name: e for e in entries},
+            ids={"a": ["1", "3"], "b": [own]},
+            statuses={own: status(own, JobState.CANCELLED, node="")},
+            max_resubmissions=3,
+        )
+        now.note()
+        assert entries[1].ended is ended
+
+
 def test_who_submits_again_by_hand_is_followed() -> None:
     """An end that was noted is that of one job."""
     again = entry("a", ended=JobState.FAILED, job_id="9")

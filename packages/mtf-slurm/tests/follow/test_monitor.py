@@ -15,10 +15,9 @@ from mtf_slurm.command import Commands
 from mtf_slurm.errors import (
     SchedulerCommandError,
     SchedulerUnreachableError,
-    UnreadableReplyError,
 )
 from mtf_slurm.follow.monitor import JobMonitor, StateChange
-from mtf_slurm.follow.nodes import FailingNodes
+from mtf_slurm.follow.nodes import FailingNodes, failures_in
 from mtf_slurm.states import JobState
 from mtf_slurm.testing import FakeSlurm
 
@@ -262,32 +261,54 @@ def test_while_nobody_answers_the_states_stay(
     assert [s.is_stale for s in monitor.statuses()] == [False]
     said = [record.message for record in caplog.records]
     assert len(said) == 2
-    assert "does not answer" in said[0]
+    assert "no answer" in said[0]
     assert "answers again" in said[1]
 
 
 @pytest.mark.parametrize(
-    ("stderr", "stdout", "error"),
+    ("stderr", "error"),
     [
-        ("error: Access denied", "", SchedulerCommandError),
-        ("", "welcome to the cluster\n", UnreadableReplyError),
-        (
-            "fatal: Could not establish a configuration source",
-            "",
-            SchedulerUnreachableError,
-        ),
+        ("error: Access denied", SchedulerCommandError),
+        ("fatal: Could not establish a configuration source", SchedulerUnreachableError),
     ],
 )
 def test_what_another_question_does_not_heal_is_an_error(
-    submit: Submit, slurm: FakeSlurm, stderr: str, stdout: str, error: type[Exception]
+    submit: Submit, slurm: FakeSlurm, stderr: str, error: type[Exception]
 ) -> None:
-    """A refusal and a reply that cannot be read end the following, and say why."""
+    """A refusal, and a Slurm without configuration, end the following, and say why."""
     slurm.configure(is_held=True)
     job_id = submit("a")
-    slurm.fail("squeue", stderr, status=0 if stdout else 1, stdout=stdout)
+    slurm.fail("squeue", stderr)
     monitor = quick(job_ids=[job_id], form="text")
     with pytest.raises(error):
         monitor.poll()
+
+
+@pytest.mark.parametrize(
+    ("stderr", "stdout", "said"),
+    [
+        ("error: Protocol authentication error", "", "Protocol authentication error"),
+        ("slurm_load_jobs error: Unspecified error", "", "Unspecified error"),
+        ("error: Unexpected message received", "", "Unexpected message received"),
+        ("", "*** maintenance on Sunday ***\n", "'*** maintenance on Sunday ***'"),
+    ],
+)
+def test_passing_troubles_are_waited_out(
+    submit: Submit, slurm: FakeSlurm, stderr: str, stdout: str, said: str
+) -> None:
+    """They are told, the states are stale meanwhile, and the next answer is taken."""
+    slurm.configure(is_held=True)
+    clock = Clock()
+    monitor = JobMonitor(
+        job_ids=[submit("a")], form="text", commands=COMMANDS, clock=clock
+    )
+    slurm.fail("squeue", stderr, status=0 if stdout else 1, stdout=stdout)
+    assert monitor.poll() == []
+    assert said in monitor.trouble
+    assert [s.is_stale for s in monitor.statuses()] == [True]
+    clock.now_s += 100
+    assert [c.after for c in monitor.poll()] == [JobState.PENDING]
+    assert monitor.trouble == ""
 
 
 def test_json_is_read_and_a_broken_one_gives_way_to_text(
@@ -312,7 +333,7 @@ def test_json_is_read_and_a_broken_one_gives_way_to_text(
 def test_nodes_that_fail_are_noted(
     experiments: Path, submit: Submit, slurm: FakeSlurm, wait_for: WaitFor
 ) -> None:
-    """Each failure counts once, of jobs that come back, too; the node is then left out."""
+    """Of jobs that come back, too; what one loss of a node ended is one failure of it."""
     slurm.configure(num_slots=4)
     jobs = [
         submit(f"e{i}", script="sleep 60", options=("--no-requeue",)) for i in range(2)
@@ -327,10 +348,12 @@ def test_nodes_that_fail_are_noted(
 
     def is_noted() -> bool:
         monitor.poll()
-        return FailingNodes(num_failures=3).excluded(experiments) == ("n1",)
+        return {f.job_id for f in failures_in(experiments)} == {*jobs}
 
     wait_for(is_noted)
-    assert FailingNodes(num_failures=4).excluded(experiments) == ()
+    assert len(failures_in(experiments)) == 3
+    assert FailingNodes(num_failures=1).excluded(experiments) == ("n1",)
+    assert FailingNodes(num_failures=2).excluded(experiments) == ()
 
 
 @pytest.mark.slow

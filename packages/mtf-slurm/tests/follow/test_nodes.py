@@ -60,7 +60,7 @@ def test_what_is_a_month_old_is_forgotten(tmp_path: Path) -> None:
 
 def test_a_damaged_file_loses_its_damaged_lines_alone(tmp_path: Path) -> None:
     """A torn line, a strange one, and a name that is none do no harm."""
-    record(tmp_path, [failure(job_id="1"), failure(job_id="2")])
+    record(tmp_path, [failure(job_id="1"), failure(job_id="2", at_s=90)])
     path = tmp_path / ".slurm" / "nodes.jsonl"
     hostile = {"node": "n1,$(reboot)", "at_s": 0, "job_id": "3", "reason": ""}
     lines = [json.dumps(hostile), json.dumps({**hostile, "node": "n1", "at_s": "x"})]
@@ -68,7 +68,77 @@ def test_a_damaged_file_loses_its_damaged_lines_alone(tmp_path: Path) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write("\n".join([*lines, *more]))
     assert [f.job_id for f in failures_in(tmp_path)] == ["1", "2"]
-    assert FailingNodes(num_failures=2).excluded(tmp_path, now_s=1) == ("n1",)
+    assert FailingNodes(num_failures=2).excluded(tmp_path, now_s=99) == ("n1",)
+
+
+def test_one_power_loss_is_one_failure(tmp_path: Path) -> None:
+    """However many jobs it ends: of those within a minute of the first, one counts."""
+    lost = [failure(at_s=at_s, job_id=str(at_s)) for at_s in (100, 101, 130, 160)]
+    record(tmp_path, [*lost, failure("n2", 100)])
+    assert FailingNodes(num_failures=2).excluded(tmp_path, now_s=200) == ()
+    record(tmp_path, [failure(at_s=161, job_id="1")])
+    assert FailingNodes(num_failures=2).excluded(tmp_path, now_s=200) == ("n1",)
+    assert FailingNodes(num_failures=3).excluded(tmp_path, now_s=200) == ()
+
+
+ENDED = "NODE_FAIL|0:0|n7|2026-11-22T11:22:34|2026-11-22T11:{:02}:49|/x\n"
+
+
+def test_accounting_knows_what_no_monitor_saw(
+    experiments: Path, slurm: FakeSlurm, submit: Callable[..., str]
+) -> None:
+    """Whoever asks for it need not have followed; of several nodes, nobody can say which."""
+    slurm.configure(is_held=True)
+    one, array = submit("a"), submit("b", "c")
+    reply = (
+        f"{one}|{ENDED.format(10)}{one}|{ENDED.format(20)}{array}_1|{ENDED.format(30)}"
+        f"{array}_0|{ENDED.format(40).replace('n7', 'n[1-3]')}"
+        f"{array}_0|PREEMPTED|0:0|n8|2026-11-22T11:22:34|2026-11-22T11:22:49|/x\n"
+        f"{one}|PENDING|0:0|None assigned|Unknown|Unknown|/x\n"
+    )
+    slurm.fail("sacct", "", times=2, status=0, stdout=reply)
+    rule = FailingNodes(commands=COMMANDS, window=timedelta(days=9999))
+    for _ in range(2):
+        assert rule.excluded(experiments) == ("n7",)
+        assert len(failures_in(experiments)) == 3
+    assert slurm.calls("sacct")[0][-1] == f"--jobs={one},{array}"
+    assert slurm.calls("scontrol") == []
+
+
+def test_a_node_that_fails_is_left_out_without_a_monitor(
+    experiments: Path,
+    slurm: FakeSlurm,
+    sbatch: Callable[..., str],
+    submit: Callable[..., str],
+    wait_for: Callable[[Callable[[], object]], None],
+) -> None:
+    """As real jobs fail, and come back; a job of another folder is none of it."""
+    ids = [
+        submit("a", script="sleep 60", options=("--requeue",)),
+        sbatch("sleep 60", "--no-requeue"),
+    ]
+    wait_for(lambda: all(slurm.tasks()[i]["state"] == "RUNNING" for i in ids))
+    slurm.configure(is_held=True)
+    for job_id in ids:
+        slurm.fail_node(job_id)
+    rule = FailingNodes(num_failures=1, commands=COMMANDS)
+    wait_for(lambda: rule.excluded(experiments) == ("n1",))
+    assert {f.job_id for f in failures_in(experiments)} == {ids[0]}
+
+
+def test_accounting_that_does_not_answer_stops_nothing(
+    experiments: Path,
+    slurm: FakeSlurm,
+    submit: Callable[..., str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What is known is left out, and the trouble is told."""
+    slurm.configure(is_held=True, has_accounting=False)
+    submit("a")
+    record(experiments, [failure()])
+    rule = FailingNodes(num_failures=1, commands=COMMANDS)
+    assert rule.excluded(experiments, now_s=1) == ("n1",)
+    assert "not looked up: sacct: error: Slurm accounting storage is" in caplog.text
 
 
 @given(st.text(max_size=20))

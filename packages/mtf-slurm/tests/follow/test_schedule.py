@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import threading
@@ -12,13 +13,20 @@ import pytest
 
 from mtf_slurm import arrays
 from mtf_slurm.after import After
-from mtf_slurm.command import Commands
-from mtf_slurm.errors import SchedulerUnreachableError, SubmissionError
+from mtf_slurm.arrays import Planned, Work
+from mtf_slurm.command import Commands, NoAnswerError, NoRoomError
+from mtf_slurm.errors import (
+    SchedulerCommandError,
+    SchedulerUnreachableError,
+    SubmissionError,
+    UnreadableReplyError,
+)
 from mtf_slurm.experiments import BatchSubmissionResult, Experiment, Submission
 from mtf_slurm.follow import _schedule_file
 from mtf_slurm.follow.monitor import JobMonitor, StateChange
 from mtf_slurm.follow.schedule import ExperimentSchedule, Quota
 from mtf_slurm.launcher import SLURMLauncher
+from mtf_slurm.settings import SlurmSettings
 from mtf_slurm.states import JobState
 from mtf_slurm.testing import FakeSlurm
 
@@ -44,7 +52,7 @@ def make(make_launcher: MakeLauncher, project: Path) -> Callable[..., Experiment
 class Refusing:
     """A launcher that says no."""
 
-    def __init__(self, why: str) -> None:
+    def __init__(self, why: str | Exception) -> None:
         self.why = why
         self.count = 0
 
@@ -58,8 +66,8 @@ class Refusing:
         assert folder.is_dir()
         assert after is not None
         self.count += 1
-        if not self.why:
-            raise SchedulerUnreachableError(("sbatch",), "no answer")
+        if isinstance(self.why, Exception):
+            raise self.why
         rows = [
             Submission(experiment_name=e.experiment_name, error=self.why)
             for e in experiments
@@ -195,6 +203,34 @@ def test_what_was_preempted_goes_on_and_so_does_what_waits_for_it(
     assert (folder / "b" / "starts").read_text(encoding="utf-8") == "one\n"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("ended", [JobState.CANCELLED, JobState.TIMEOUT])
+def test_what_was_ended_for_good_is_not_submitted_again(
+    make: Callable[..., ExperimentSchedule],
+    experiment: Callable[..., Any],
+    slurm: FakeSlurm,
+    wait_for: Callable[[Callable[[], object]], None],
+    ended: JobState,
+) -> None:
+    """Cancelled, or at its time limit: also where it saved, and Slurm has forgotten it."""
+    slurm.configure(has_accounting=False)
+    schedule = make()
+    limit = "1" if ended is JobState.TIMEOUT else "60"
+    schedule.add([experiment("a", "wait", time=limit)])
+    schedule.step()
+    starts = Path(slurm.tasks()["1"]["folder"]).parents[1] / "a" / "starts"
+    wait_for(starts.exists)
+    if ended is JobState.TIMEOUT:
+        slurm.time_out("1")
+    else:
+        COMMANDS.once(["scancel", "1"])
+    wait_for(lambda: slurm.tasks()["1"]["state"] != "RUNNING")
+    slurm.forget("1")
+    assert make().run(timeout_s=60) == {"a": ended}
+    assert starts.read_text(encoding="utf-8") == "one\n"
+    assert len(slurm.calls("sbatch")) == 1
+
+
 def test_what_slurm_does_not_take_has_failed_in_the_end(
     make: Callable[..., ExperimentSchedule],
     experiment: Callable[..., Any],
@@ -202,7 +238,9 @@ def test_what_slurm_does_not_take_has_failed_in_the_end(
 ) -> None:
     """After some attempts, that is told; what waits for it is cancelled."""
     monkeypatch.setattr("mtf_slurm.follow.schedule._WAIT_S", 0.0)
-    launcher = Refusing("sbatch: error: invalid partition")
+    said = "error: Requested time limit is invalid (missing or exceeds some limit)"
+    argv = ("sbatch", "/speed-limit/QOSMaxSubmitJobPerUserLimit")
+    launcher = Refusing(str(SchedulerCommandError(argv, 1, said)))
     schedule = make(launcher=launcher)
     told: list[StateChange] = []
     schedule.subscribe(told.append)
@@ -211,18 +249,27 @@ def test_what_slurm_does_not_take_has_failed_in_the_end(
     assert schedule.run(timeout_s=20) == {"a": "failed", "b": "cancelled"}
     assert launcher.count == 3
     assert [(c.experiment_name, c.job_id) for c in told] == [("a", ""), ("b", "")]
-    assert "invalid partition" in told[0].reason
+    assert "Requested time limit is invalid" in told[0].reason
 
 
-@pytest.mark.parametrize("why", ["QOSMaxSubmitJobPerUserLimit", ""])
+@pytest.mark.parametrize(
+    "why",
+    [
+        str(NoRoomError(("sbatch",), 1, "error: QOSMaxSubmitJobPerUserLimit")),
+        f"{NoAnswerError(('sbatch',), 'it is away')}; submit again to go on",
+        SchedulerUnreachableError(("squeue",), "it is away"),
+        UnreadableReplyError(("squeue",), "*** maintenance ***"),
+    ],
+)
 def test_no_room_and_no_answer_are_waited_out(
     make: Callable[..., ExperimentSchedule],
     experiment: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
-    why: str,
+    why: str | Exception,
 ) -> None:
     """Neither is the experiment's fault, however long it lasts."""
     monkeypatch.setattr("mtf_slurm.follow.schedule._WAIT_S", 0.0)
+    monkeypatch.setattr("mtf_slurm.follow._room._WAIT_S", 0.0)
     launcher = Refusing(why)
     schedule = make(launcher=launcher)
     schedule.add([experiment("a")])
@@ -230,6 +277,136 @@ def test_no_room_and_no_answer_are_waited_out(
         assert schedule.step()
         time.sleep(0.01)
     assert schedule.states() == {"a": JobState.PENDING}
+
+
+@pytest.mark.slow
+def test_sbatch_without_an_answer_is_waited_out(
+    make: Callable[..., ExperimentSchedule],
+    experiment: Callable[..., Any],
+    slurm: FakeSlurm,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a real launcher tells of it: however often, no experiment has failed by that."""
+    monkeypatch.setattr("mtf_slurm.follow.schedule._WAIT_S", 0.0)
+    slurm.fail("sbatch", "error: Socket timed out on send/recv operation", times=12)
+    schedule = make()
+    schedule.add([experiment("a"), experiment("b", nice=1)])
+    assert schedule.run(timeout_s=60) == {"a": "succeeded", "b": "succeeded"}
+    assert len(slurm.tasks()) == 2
+
+
+class Small:
+    """A site's launcher, at which there is room for two jobs more at a time."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[str]] = []
+
+    def submit(
+        self,
+        experiments: Sequence[Experiment],
+        *,
+        folder: Path,
+        after: After | None = None,
+    ) -> BatchSubmissionResult:
+        names = [e.experiment_name for e in experiments]
+        assert after is not None
+        for name in names:  # with those for whom it waits, or after them
+            done = [n for asked in self.asked if len(asked) <= 2 for n in asked]
+            assert {*after[name]} <= {*done, *names[: names.index(name)]}
+        self.asked.append(names)
+        if len(names) > 2:
+            error = NoRoomError(("sbatch",), 1, "QOSMaxSubmitJobPerUserLimit")
+            rows = [Submission(experiment_name=n, error=str(error)) for n in names]
+            return BatchSubmissionResult(tuple(rows))
+        rows = []
+        for name in names:
+            job = arrays.new_job(folder, len(self.asked))
+            planned = Planned(Work(SlurmSettings(), None), ((name,),))
+            arrays.write_files(job, planned, "", "#!/bin/bash\n")
+            base = str(900 + len(arrays.jobs_in(folder)))
+            job.claim(base)
+            rows.append(Submission(experiment_name=name, job_id=base))
+        return BatchSubmissionResult(tuple(rows))
+
+
+def test_fewer_are_submitted_where_there_is_no_room_for_all(
+    make: Callable[..., ExperimentSchedule],
+    experiment: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    wait_for: Callable[[Callable[[], object]], None],
+) -> None:
+    """Half as many until they are taken, then more; who waits for one goes not before it."""
+    monkeypatch.setattr("mtf_slurm.follow._room._WAIT_S", 0.0)
+    launcher = Small()
+    schedule = make(launcher=launcher)
+    after = {f"e{at}": {f"e{at + 1}": "afterok"} for at in range(9)}
+    schedule.add([experiment(f"e{at}") for at in range(10)], after=after)
+    taken: list[str] = []
+
+    def are_all_taken() -> bool:
+        schedule.step()
+        taken[:] = [n for asked in launcher.asked if len(asked) <= 2 for n in asked]
+        return len(taken) == 10
+
+    wait_for(are_all_taken)
+    assert [len(asked) for asked in launcher.asked[:5]] == [10, 5, 2, 4, 2]
+    assert taken == [f"e{at}" for at in reversed(range(10))]
+
+
+@pytest.mark.slow
+def test_a_site_that_takes_few_jobs(
+    make: Callable[..., ExperimentSchedule],
+    experiment: Callable[..., Any],
+    slurm: FakeSlurm,
+) -> None:
+    """More experiments than it takes of a user are run all the same, in few attempts."""
+    slurm.configure(max_submit=2)
+    schedule = make()
+    schedule.add([experiment(f"e{at}") for at in range(5)])
+    assert set(schedule.run(timeout_s=60).values()) == {JobState.SUCCEEDED}
+    assert len(slurm.calls("sbatch")) <= 15
+
+
+def test_what_one_is_too_many_is_tried_less_and_less_often(
+    make: Callable[..., ExperimentSchedule],
+    experiment: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A full queue is not asked again and again, and its fullness is told once."""
+    clock_s = 0.0
+    monkeypatch.setattr("mtf_slurm.follow.schedule.time.monotonic", lambda: clock_s)
+    launcher = Refusing(str(NoRoomError(("sbatch",), 1, "AssocMaxSubmitJobLimit")))
+    schedule = make(launcher=launcher)
+    schedule.add([experiment("a")])
+    tried: list[float] = []
+    while len(tried) < 11:
+        clock_s += 1.0
+        schedule.step()
+        if launcher.count > len(tried):
+            tried.append(clock_s)
+    waits = [after - before for before, after in itertools.pairwise(tried)]
+    assert waits == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300]
+    assert caplog.text.count("AssocMaxSubmitJobLimit") == 1
+
+
+@pytest.mark.slow
+def test_ends_are_told_once(
+    make: Callable[..., ExperimentSchedule], experiment: Callable[..., Any]
+) -> None:
+    """Who goes on with a schedule is told what is new, and not again what had ended."""
+    schedule = make()
+    schedule.add([experiment("a"), experiment("b", "fail")])
+    first: list[StateChange] = []
+    schedule.subscribe(first.append)
+    schedule.run(timeout_s=60)
+    assert {c.experiment_name for c in first if c.after.is_final} == {"a", "b"}
+    again = make()
+    told: list[StateChange] = []
+    again.subscribe(told.append)
+    again.add([experiment("c")])
+    again.run(timeout_s=60)
+    assert {c.experiment_name for c in told} == {"c"}
 
 
 def test_adding_may_be_repeated(

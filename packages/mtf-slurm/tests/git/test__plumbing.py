@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 
 from mtf_slurm.errors import SnapshotError
 from mtf_slurm.git._plumbing import Repository, find, git_in, init_archive
+from mtf_slurm.git.checkout import git_environ
 
 
 def test_a_repository_is_found_from_any_folder_in_it(repo: Any) -> None:
@@ -119,7 +121,7 @@ def test_an_index_is_used_only_where_it_is_named(repo: Any) -> None:
     with pytest.raises(SnapshotError, match="read-tree"):
         found.git("read-tree", "HEAD")
     assert repo.git("ls-files") == "pkg/util.py\ntrain.py"
-    assert git_in(repo.path / "pkg", "ls-files") == b"util.py\n"
+    assert git_in(repo.path / "pkg", "ls-files", environ=git_environ()) == b"util.py\n"
 
 
 def test_an_archive_is_made_once(tmp_path: Path) -> None:
@@ -133,7 +135,40 @@ def test_an_archive_is_made_once(tmp_path: Path) -> None:
     assert first.oid_digits == 40
     assert not (first.git_dir / "hooks").exists()
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(
-        SnapshotError, match=r"code\.git: cannot be made: .*name another place"
-    ):
+    with pytest.raises(SnapshotError, match=r"code\.git: .* cannot be made one: .*empty"):
         init_archive(tmp_path / "file/code.git", code)
+
+
+def test_an_archive_may_be_an_empty_folder(tmp_path: Path) -> None:
+    """A folder that somebody made for the archive, and put nothing into, becomes it."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "kept").mkdir()
+    assert init_archive(tmp_path / "kept", tmp_path / "code").is_archive
+
+
+@pytest.mark.parametrize("place", ["repo/.git", "bare", "repo"])
+def test_no_other_repository_becomes_an_archive(
+    repo: Any, tmp_path: Path, place: str
+) -> None:
+    """A repository of the user's, named by mistake, is refused and stays as it is."""
+    repo.git("clone", "-q", "--bare", ".", str(tmp_path / "bare"))
+    (tmp_path / "code").mkdir()
+    before = repo.fingerprint()
+    with pytest.raises(SnapshotError, match=r"is no archive of snapshots.*not there yet"):
+        init_archive(tmp_path / place, tmp_path / "code")
+    assert repo.fingerprint() == before
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+def test_the_users_variables_for_configuration_count(
+    repo: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that is trusted by variables of configuration is trusted here, too."""
+    for path in (repo.path, repo.path / ".git"):
+        os.chown(path, 12345, -1)
+    with pytest.raises(SnapshotError, match=r"safe\.directory"):
+        find(repo.path)
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", "safe.directory")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", str(repo.path))
+    assert find(repo.path) is not None

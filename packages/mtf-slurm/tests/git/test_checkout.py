@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -141,8 +142,8 @@ def test_a_replaced_commit_is_not_followed(repo: Any, tmp_path: Path) -> None:
     assert (made / "train.py").read_text(encoding="utf-8") == "print('one')\n"
 
 
-def test_line_ends_and_filters_are_proven(repo: Any, tmp_path: Path) -> None:
-    """What git's filters make of the commit is proven, whatever the names; else it differs."""
+def test_filters_are_proven_and_rules_not_applied(repo: Any, tmp_path: Path) -> None:
+    """Filters make files and are proven; what rules of line ends would make is undone."""
     repo.write(".gitattributes", "*.txt text eol=crlf\n*.up filter=swap\n* ident\n")
     repo.git("config", "filter.swap.clean", "tr a-z A-Z")
     repo.git("config", "filter.swap.smudge", "tr A-Z a-z")
@@ -150,35 +151,72 @@ def test_line_ends_and_filters_are_proven(repo: Any, tmp_path: Path) -> None:
     repo.write('"new\nline".txt', "one\ntwo\n")
     repo.write("id.py", "# $Id$\n")
     repo.write("a.up", "text\n")
+    repo.write('"new\nline".up', "text\n")
     commit = repo.commit()
+    repo.git("config", "core.autocrlf", "true")
     made = make(repo.path, commit, tmp_path / "made")
-    assert (made / "a.txt").read_bytes() == b"one\r\ntwo\r\n"
-    assert (made / '"new\nline".txt').read_bytes() == b"one\r\ntwo\r\n"
+    assert (made / "a.txt").read_bytes() == b"one\ntwo\n"
+    assert (made / '"new\nline".txt').read_bytes() == b"one\ntwo\n"
+    assert (made / "train.py").read_bytes() == b"print('one')\n"
     assert (made / "a.up").read_bytes() == b"text\n"
-    assert b"$Id: " in (made / "id.py").read_bytes()
+    assert (made / '"new\nline".up').read_bytes() == b"text\n"
+    assert (made / "id.py").read_bytes() == b"# $Id$\n"
+    prove(repo.path, commit, made)
+    (made / "a.txt").write_bytes(b"one\r\ntwo\r\n")
     (made / "a.up").write_bytes(b"other\n")
-    with pytest.raises(CheckoutError, match=r"1 changed: 'a\.up'"):
+    with pytest.raises(CheckoutError, match=r"2 changed: 'a\.txt', 'a\.up'"):
         prove(repo.path, commit, made)
 
 
 def test_filters_without_a_way_back_are_proven(repo: Any, tmp_path: Path) -> None:
     """A file that its filter cannot make into the commit's again is what git makes of that."""
-    repo.write("a.txt", b"one\r\ntwo\n")
-    repo.commit()
-    repo.write(".gitattributes", "*.txt text eol=crlf\n")
-    repo.git("add", ".gitattributes")
-    repo.git("commit", "-q", "-m", "rules")
-    made = make(repo.path, head(repo), tmp_path / "made")
-    assert (made / "a.txt").read_bytes() == b"one\r\ntwo\r\n"
+    repo.git("config", "filter.once.clean", "cat; echo cleaned")
+    repo.git("config", "filter.once.smudge", "cat; echo smudged")
+    repo.write("a.txt", b"one\n")
+    repo.write(".gitattributes", "*.txt filter=once\n")
+    made = make(repo.path, repo.commit(), tmp_path / "made")
+    assert (made / "a.txt").read_bytes() == b"one\ncleaned\nsmudged\n"
+    (made / "a.txt").write_bytes(b"one\nsmudged\n")
+    with pytest.raises(CheckoutError, match=r"1 changed: 'a\.txt'"):
+        prove(repo.path, head(repo), made)
+
+
+@pytest.mark.parametrize("rule", ["", "*.bin filter=swap\n"])
+def test_damaged_files_are_found(repo: Any, tmp_path: Path, rule: str) -> None:
+    """A file whose stored bytes became others' is refused, by a filter or not."""
+    repo.git("config", "filter.swap.smudge", "tr a-z A-Z")
+    repo.write(".gitattributes", rule)
+    repo.write("a.bin", "right\n")
+    commit = repo.commit()
+    good = make(repo.path, commit, tmp_path / "good")
+    oid = repo.git("rev-parse", f"{commit}:a.bin")
+    target = repo.path / ".git/objects" / oid[:2] / oid[2:]
+    target.chmod(0o644)
+    target.write_bytes(zlib.compress(b"blob 6\0wrong\n"))
+    with pytest.raises(CheckoutError, match=rf"'a\.bin': .*{oid}, is damaged.*git fsck"):
+        make(repo.path, commit, tmp_path / "made")
+    (good / "a.bin").write_bytes(b"WRONG\n" if rule else b"wrong\n")
+    with pytest.raises(CheckoutError, match="is damaged" if rule else "1 changed"):
+        prove(repo.path, commit, good)
 
 
 def test_a_filter_that_the_node_lacks_is_told(repo: Any, tmp_path: Path) -> None:
     """Where a needed filter's program is missing, the error says so and nothing is left."""
     repo.write("a.bin", "pointer\n")
-    repo.write(".gitattributes", "*.bin filter=lfs\n")
+    repo.write(".gitattributes", "*.bin filter=lfs\n*.txt filter\n")
+    repo.write("b.txt", "no filter is named\n")
     commit = repo.commit()
-    made = make(repo.path, commit, tmp_path / "jobs/made")
+    made = tmp_path / "jobs/made"
+    unknown = r"'a\.bin' .*filter 'lfs', which git does not have here.*git lfs install"
+    with pytest.raises(CheckoutError, match=unknown):
+        make(repo.path, commit, made)
+    assert list((tmp_path / "jobs").iterdir()) == []
+    repo.git("config", "filter.lfs.smudge", "cat")
+    make(repo.path, commit, made)
     assert (made / "a.bin").read_text(encoding="utf-8") == "pointer\n"
+    repo.git("config", "--unset", "filter.lfs.smudge")
+    with pytest.raises(CheckoutError, match=unknown):
+        prove(repo.path, commit, made)
     remove(made)
     repo.git("config", "filter.lfs.smudge", "no-such-program-here")
     repo.git("config", "filter.lfs.required", "true")
@@ -384,12 +422,56 @@ def test_git_that_takes_too_long_is_ended(full: Any) -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://user:hunter2@h/x.git: refused", "https://***@h/x.git: refused"),
+        ("https://u:hunt/er2@h/x", "https://***@h/x"),
+        ("https://u:hunt@er2@h/x", "https://***@h/x"),
+        ("https://u:hunt?er#2@h/x", "https://***@h/x"),
+        ("'https://h/x.git?token=hunter2' is gone", "'https://h/x.git?*** is gone"),
+        ("git+https://h/x#hunter2", "git+https://h/x?***"),
+        ("https://hunter2@h/a https://h/b", "https://***@h/a https://h/b"),
+        ("https://h/a?x=https://u:hunter2@g", "https://h/a?***"),
+        ("file:///a@b and me@h:c.git, why?", "file:///a@b and me@h:c.git, why?"),
+        ("https://h:443/@scope/x", "https://***@scope/x"),
+        ("https://h/@scope/x", "https://h/@scope/x"),
+    ],
+)
+def test_secrets_in_addresses(text: str, shown: str) -> None:
+    """Whatever of an address may be a secret is not shown; the rest of the text is."""
+    assert checkout.without_secrets(text) == shown
+
+
 def test_errors_hold_no_credentials(full: Any) -> None:
     """What git says of an address is shown without the name and password in it."""
+    address = "https://user:hunter2@127.0.0.1:1/x.git"
     with pytest.raises(CheckoutError) as raised:
         checkout.run_git(
-            *("ls-remote", "https://user:hunter2@127.0.0.1:1/x.git"),
+            *("ls-remote", "--heads", "--quiet", "--exit-code", "--", address),
+            *("x" * 100 for _ in range(10)),
             cwd=full.path,
             environ=checkout.git_environ(),
         )
     assert "hunter2" not in str(raised.value)
+    assert "-- https://***@127.0.0.1:1/x.git xxx" in str(raised.value)
+    assert "x" * 100 + " ..." not in str(raised.value)
+
+
+def test_variables_of_access_reach_git(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How the user gets at repositories is kept, and what leads git elsewhere is not."""
+    kept = {
+        *("GIT_SSH", "GIT_SSH_COMMAND", "GIT_ASKPASS", "SSH_AUTH_SOCK", "SSH_ASKPASS"),
+        *("GIT_SSL_CAINFO", "GIT_CONFIG_GLOBAL", "GIT_CONFIG_KEY_0", "GIT_EXEC_PATH"),
+    }
+    dropped = {
+        *("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE", "GIT_OBJECT_DIRECTORY"),
+        *("GIT_COMMON_DIR", "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_NAMESPACE"),
+        *("GIT_LFS_SKIP_SMUDGE", "GIT_CONFIG_KEY_X", "GIT_SSHX", "GIT_CONFIG"),
+    }
+    for name in kept | dropped:
+        monkeypatch.setenv(name, "x")
+    found = checkout.git_environ()
+    assert {name for name in found if found[name] == "x"} >= kept
+    assert not dropped & found.keys()
+    assert found["GIT_TERMINAL_PROMPT"] == "0"

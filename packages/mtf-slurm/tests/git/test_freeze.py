@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import os
 import stat
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -158,7 +160,7 @@ def test_configuration_runs_nothing(repo: Any, tmp_path: Path) -> None:
 def test_the_environments_git_variables_mean_nothing(
     repo: Any, make_repo: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Variables that name another repository, index or config do not reach git."""
+    """Variables that name another repository, index or working tree change nothing."""
     other = make_repo("other")
     tree = frozen(repo).tree
     for name, value in {
@@ -415,17 +417,127 @@ def test_repositories_within_are_frozen_as_files(
         frozen(repo)
 
 
-def test_line_ends_are_the_repositorys(repo: Any) -> None:
-    """Lines that end as on Windows are stored as the repository's attributes say."""
-    repo.write(".gitattributes", "*.txt text eol=crlf\n*.raw -text\n")
-    repo.git("config", "core.safecrlf", "true")
-    repo.write("a.txt", b"one\r\ntwo\r\n")
-    repo.write("mixed.txt", b"one\r\ntwo\n")
-    repo.write("a.raw", b"one\r\n")
-    found = frozen(repo)
-    assert repo.git("cat-file", "-s", f"{found.tree}:a.txt") == "8"
-    assert repo.git("cat-file", "-s", f"{found.tree}:mixed.txt") == "8"
-    assert repo.git("cat-file", "-s", f"{found.tree}:a.raw") == "5"
+def test_settings_hide_no_file(repo: Any) -> None:
+    """Names that differ in case, or that Windows or macOS would mistake, are all frozen."""
+    repo.git("config", "core.ignoreCase", "true")
+    repo.git("config", "core.protectNTFS", "true")
+    repo.git("config", "core.protectHFS", "true")
+    (repo.path / "train.py").rename(repo.path / "Train.py")
+    for name in ("pkg/UTIL.py", "git~1", ".git ", ".g\u200cit"):
+        repo.write(name, "x\n")
+    assert repo.names(frozen(repo).tree) == {
+        *("Train.py", "pkg/util.py", "pkg/UTIL.py", "git~1", ".git ", ".g\u200cit"),
+    }
+
+
+@pytest.mark.parametrize("setting", ["core.trustctime=false", "core.checkStat=minimal"])
+def test_settings_hide_no_change(repo: Any, setting: str) -> None:
+    """A change that keeps size and date is seen, whatever git is told to compare."""
+    path = repo.path / "train.py"
+    old_ns = 1_600_000_000_000_000_000
+    os.utime(path, ns=(old_ns, old_ns))
+    repo.git("update-index", "--refresh")
+    repo.git("config", *setting.split("="))
+    probe = repo.write(".git/probe")
+    while int(probe.stat().st_ctime) == int(path.stat().st_ctime):
+        probe.touch()  # until another second: many a git knows no parts of one
+    repo.write("train.py", "print('two')\n")
+    os.utime(path, ns=(old_ns, old_ns))
+    assert repo.git("diff", "--name-only") == ""
+    assert repo.show(frozen(repo).tree, "train.py") == "print('two')"
+
+
+def test_files_that_git_does_not_take_are_refused(repo: Any) -> None:
+    """A file that git passes over without a word is named, and no tree is given."""
+    repo.write(".GIT", "x")
+    with pytest.raises(SnapshotError, match=r"git cannot take '\.GIT'.*rename"):
+        frozen(repo)
+
+
+def test_filters_that_are_missing_are_refused(repo: Any) -> None:
+    """Where attributes name a filter that git has not, pointers are not passed off as data."""
+    repo.write(".gitattributes", "*.bin filter=lfs\n")
+    repo.write("a.bin", "version https://git-lfs.github.com/spec/v1\n")
+    repo.commit()
+    with pytest.raises(SnapshotError, match=r"'a\.bin' .* filter 'lfs'.*git lfs install"):
+        frozen(repo)
+    repo.git("config", "filter.lfs.smudge", "cat")
+    assert frozen(repo).dirty == ()
+
+
+def test_a_submodule_without_its_repository_is_frozen_as_files(
+    repo: Any, make_repo: Callable[..., Any]
+) -> None:
+    """Where the .git of a submodule was not copied along, its files are frozen still."""
+    library = make_repo("library")
+    library.write("lib.py", "lib\n")
+    commit = library.commit()
+    for name in ("lib", "file", "link"):
+        repo.git("update-index", "--add", "--cacheinfo", f"160000,{commit},{name}")
+    repo.git("commit", "-q", "-m", "links")
+    repo.write("lib/lib.py", "edited\n")
+    repo.write("lib/noise.log", "noise\n")
+    repo.write("lib/.gitignore", "*.log\n")
+    repo.write("file", "a file now\n")
+    (repo.path / "link").symlink_to("lib")
+    for choice in ({}, {"include_untracked": False}):
+        found = frozen(repo, **choice)
+        assert repo.show(found.tree, "lib/lib.py") == "edited"
+        assert repo.show(found.tree, "file") == "a file now"
+        assert repo.show(found.tree, "link") == "lib"
+        assert "lib/noise.log" not in repo.names(found.tree)
+        assert found.dirty == ("T file", "R lib", "T link")
+
+
+def test_a_repository_within_that_points_elsewhere(
+    repo: Any, make_repo: Callable[..., Any], tmp_path: Path
+) -> None:
+    """A clone whose configuration names another working tree is frozen as it lies there."""
+    nested = make_repo("repo/vendor")
+    nested.write("known.py", "known\n")
+    nested.commit()
+    nested.write("unknown.py", "unknown\n")
+    for name in ("deep", "file", "gone"):
+        nested.git("update-index", "--add", "--cacheinfo", f"160000,{'1' * 40},{name}")
+    nested.write("deep/deep.py", "deep\n")
+    nested.write("file", "file\n")
+    nested.git("config", "core.worktree", str(tmp_path))
+    names = {name for name in repo.names(frozen(repo).tree) if name.startswith("vendor/")}
+    assert names == {
+        *("vendor/known.py", "vendor/unknown.py", "vendor/deep/deep.py", "vendor/file"),
+    }
+
+
+def test_an_unreadable_repository_within_is_refused(repo: Any) -> None:
+    """A submodule whose .git leads nowhere is named."""
+    repo.git("update-index", "--add", "--cacheinfo", f"160000,{'1' * 40},lib")
+    repo.write("lib/.git", "gitdir: ../nowhere\n")
+    repo.write("lib/lib.py", "lib\n")
+    with pytest.raises(SnapshotError, match=r"lib: .*not a git repository"):
+        frozen(repo)
+
+
+def test_an_index_that_cannot_be_read_is_told(
+    repo: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An index of another user, and a full folder for its copy, are named with the fix."""
+    index = repo.path / ".git/index"
+    open_path = Path.open
+
+    def refuse(path: Path, *args: Any) -> Any:
+        if path == index:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return open_path(path, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refuse)
+        with pytest.raises(
+            SnapshotError, match=r"index: .*Permission denied; .*chmod u\+r"
+        ):
+            frozen(repo)
+    monkeypatch.setattr(tempfile, "tempdir", str(repo.path / "missing"))
+    with pytest.raises(SnapshotError, match=r"cannot be copied: .*missing.*set TMPDIR"):
+        frozen(repo)
 
 
 def test_filters_run_and_their_failure_is_told(repo: Any) -> None:

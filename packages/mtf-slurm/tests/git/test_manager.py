@@ -132,15 +132,93 @@ def test_a_submodule_is_a_project(
     assert sorted(path.name for path in made.iterdir()) == ["lib.py", "new.py"]
 
 
-def test_windows_line_ends_of_the_users_come_through(repo: Any, tmp_path: Path) -> None:
-    """With the user's rule for line ends the job's files are as the user's are."""
+def test_bytes_and_bits_on_disk_come_through(repo: Any, tmp_path: Path) -> None:
+    """Whatever the rules for line ends, the job's bytes and bits are those on disk."""
     repo.git("config", "--global", "core.autocrlf", "true")
-    repo.write("mine.py", b"a\r\nb\r\n")
+    repo.git("config", "core.fileMode", "false")
+    repo.write(
+        ".gitattributes",
+        "*.bat eol=crlf\n*.id ident\n*.u16 working-tree-encoding=UTF-16\n",
+    )
+    wide = "h\u00e9\r\n".encode("utf-16")
+    files = {
+        "crlf.py": b"a\r\nb\r\n",
+        "run.sh": b"#!/bin/sh\n",
+        "mixed.txt": b"a\r\nb\n",
+        "lf.bat": b"a\nb\n",
+        "crlf.bat": b"a\r\nb\r\n",
+        "mine.id": b"$Id: mine $\n",
+        "wide.u16": wide,
+    }
+    for name, data in files.items():
+        repo.write(name, data)
+    repo.commit()
+    clean = {"clean.py": b"a\r\nb\r\n", "clean.u16": wide}
+    for name, data in clean.items():
+        repo.write(name, data)
+    repo.git("add", ".")
+    repo.write("new.py", b"a\r\n")
+    (repo.path / "run.sh").chmod(0o755)
+    (repo.path / "new.py").chmod(0o755)
+    assert repo.git("status", "--porcelain").splitlines() == [
+        *("A  clean.py", "A  clean.u16", "?? new.py"),
+    ]
     git = GitManager(repo.path)
     snapshot = git.snapshot("a")
-    assert repo.git("cat-file", "-s", f"{snapshot.commit}:mine.py") == "4"
+    assert snapshot.dirty == ("A clean.py", "A clean.u16", "? new.py")
     made = git.checkout(snapshot, tmp_path / "made")
-    assert (made / "mine.py").read_bytes() == b"a\r\nb\r\n"
+    for name, data in {**files, **clean, "new.py": b"a\r\n"}.items():
+        assert (made / name).read_bytes() == data
+        assert os.access(made / name, os.X_OK) == (name in {"run.sh", "new.py"})
+    assert git.checkout(snapshot, tmp_path / "made") == made
+
+
+def test_a_project_that_its_repository_ignores_is_refused(
+    make_repo: Callable[..., Any],
+) -> None:
+    """Where a repository around the project ignores it, nothing is frozen, and that is said."""
+    dotfiles = make_repo("dotfiles")
+    dotfiles.write(".gitignore", "*\n")
+    dotfiles.write("project/train.py", "train\n")
+    git = GitManager(dotfiles.path / "project")
+    with pytest.raises(
+        SnapshotError, match=r"project: nothing of it .*ignores it; .*git init"
+    ):
+        git.snapshot("a")
+    assert git.branches() == []
+    dotfiles.git("add", "--force", "project/train.py")
+    assert git.snapshot("a").prefix == "project"
+
+
+def test_a_partial_clone_is_completed(
+    repo: Any, make_repo: Callable[..., Any], tmp_path: Path
+) -> None:
+    """What a partial clone lacks is fetched at submission, so that no job needs the remote."""
+    repo.write("far/away.py", "away\n")
+    repo.commit()
+    repo.git("config", "uploadpack.allowFilter", "true")
+    repo.git("config", "uploadpack.allowAnySHA1InWant", "true")
+    clone = make_repo("unused").path.with_name("clone")
+    args = ("--filter=blob:none", "--sparse", f"file://{repo.path}", str(clone))
+    repo.git("clone", "-q", *args)
+    partial = type(repo)(clone)
+    partial.write("train.py", "changed\n")
+    away = repo.path.with_name("away")
+    repo.path.rename(away)
+    with pytest.raises(
+        SnapshotError, match=r"(?s)partial clone lacks 2 objects.*whole clone$"
+    ):
+        GitManager(clone).snapshot("a")
+    away.rename(repo.path)
+    before = partial.fingerprint()
+    git = GitManager(clone)
+    snapshot = git.snapshot("a")
+    assert partial.fingerprint() == before
+    assert snapshot.dirty == ("M train.py",)
+    repo.path.rename(away)
+    made = git.checkout(snapshot, tmp_path / "made")
+    assert (made / "far/away.py").read_bytes() == b"away\n"
+    assert git.snapshot("b").tree == snapshot.tree
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
@@ -374,6 +452,23 @@ def test_snapshots_are_pushed(repo: Any, tmp_path: Path) -> None:
     git.push(snapshot, f"file://{bare}")
     there = repo.git("ls-remote", f"file://{bare}")
     assert there == f"{snapshot.commit}\trefs/heads/{snapshot.branches['a']}"
+
+
+def test_a_push_goes_the_users_way(
+    repo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command for ssh that the user's environment names is asked; its error names where."""
+    asked = tmp_path / "asked"
+    ssh = tmp_path / "ssh"
+    ssh.write_text(f'#!/bin/sh\necho "$@" > {asked}; exit 1\n', encoding="utf-8")
+    ssh.chmod(0o755)
+    monkeypatch.setenv("GIT_SSH_COMMAND", str(ssh))
+    git = GitManager(repo.path)
+    with pytest.raises(
+        SnapshotError, match=r"git push .*-- me@host:code\.git refs/heads"
+    ):
+        git.push(git.snapshot("a"), "me@host:code.git")
+    assert "me@host git-receive-pack 'code.git'" in asked.read_text(encoding="utf-8")
 
 
 def test_pruning_waits_for_another_that_prunes(repo: Any) -> None:

@@ -53,8 +53,17 @@ class Entry:
     @property
     def partition(self) -> str | None:
         """As its config has it."""
+        return self._section.get("partition")
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """By what sites limit jobs, as its config has it."""
+        return tuple(str(self._section.get(n)) for n in ("account", "partition", "qos"))
+
+    @property
+    def _section(self) -> dict[str, Any]:
         section = self.values.get("slurm")
-        return section.get("partition") if isinstance(section, dict) else None
+        return section if isinstance(section, dict) else {}
 
 
 def read(folder: Path) -> dict[str, Entry]:

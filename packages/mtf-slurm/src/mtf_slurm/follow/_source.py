@@ -7,7 +7,8 @@ answer. How old it is, is told by the clock of the file system alone, so clocks 
 differ. In a folder that cannot be written, and for ids without a folder, each source keeps
 the interval by itself.
 
-When nobody answers, the last answer stays, and says what the trouble is.
+When nobody answers, or with something that cannot be parsed, the last answer stays, and says
+what the trouble is: another question may get one.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ __all__ = ["Answer", "Source"]
 _WANTED_INTERVALS = 20  # after which nobody wants to know of a job any more
 _BUSY_S = 0.5  # after which to look whether another has got its answer
 _MANY_TASKS = 50  # of one array, from which on accounting is asked for all of it
+_PASSING = (NoAnswerError, UnreadableReplyError)
 _FIELDS = [part.name for part in fields(Row)]
 
 
@@ -109,7 +111,6 @@ class Source:
         Raises:
             SchedulerUnreachableError: If there is no Slurm here at all.
             SchedulerCommandError: If it refuses to answer.
-            UnreadableReplyError: If its answer cannot be parsed.
         """
         with ExitStack() as stack:
             try:
@@ -144,7 +145,7 @@ class Source:
             for place in shared:
                 place.save(answer)
             self._last = answer
-            if error is not None and not _may_pass(error):
+            if error is not None and not isinstance(error, _PASSING):
                 raise error
             return answer
 
@@ -212,13 +213,6 @@ class Source:
             earlier=tuple(row for row in earlier if row.job_id in suspects),
             is_whole=True,
         )
-
-
-def _may_pass(error: MtfSlurmError) -> bool:
-    """Return whether another question may get an answer."""
-    return isinstance(error, NoAnswerError) or (
-        isinstance(error, UnreadableReplyError) and "--json" in error.argv
-    )
 
 
 def _few(need: Collection[str], tasks: Mapping[str, str]) -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from mtf_slurm import query
 from mtf_slurm.follow._schedule_file import Entry
 from mtf_slurm.follow.changes import JobStatus
 from mtf_slurm.states import JobState
@@ -155,7 +156,14 @@ class Turns:
             return status.state in _RUN_AGAIN
         # Slurm cancels what waits for one that ended early, and knows not that it goes on.
         others = self.entries[name].after
-        return any(len(self.ids.get(o, ())) > 1 or self._goes_on(o) for o in others)
+        return any(self._is_later(o, name) or self._goes_on(o) for o in others)
+
+    def _is_later(self, other: str, name: str) -> bool:
+        """Return whether *other* was submitted again since *name* was."""
+        if other not in self.ids:
+            return False
+        theirs, own = (query.base_of(self.ids[n][-1]) or "0" for n in (other, name))
+        return int(theirs) > int(own)
 
     def _goes_on(self, name: str) -> bool:
         status = self._status(name)

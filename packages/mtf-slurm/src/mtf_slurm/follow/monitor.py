@@ -10,8 +10,9 @@ monitor, and processes that follow the same folder share the answers (`mtf_slurm
 Nothing else is kept: a monitor that is killed loses nothing, and the next one begins with the
 states as they are then.
 
-While nobody answers, the states stay as they were and `JobStatus.is_stale` is true; the log
-of ``mtf_slurm.follow`` says so once, and once when there is an answer again.
+While nobody answers, or with something that cannot be read, the states stay as they were and
+`JobStatus.is_stale` is true; the log of ``mtf_slurm.follow`` says so once, and once when there
+is an answer again. It is asked on, less and less often.
 """
 
 from __future__ import annotations
@@ -153,7 +154,6 @@ class JobMonitor:
         Raises:
             SchedulerUnreachableError: If there is no Slurm on this machine.
             SchedulerCommandError: If it refuses to answer.
-            UnreadableReplyError: If its answer cannot be parsed.
         """
         if not self._polling.acquire(blocking=False):
             return []  # another thread does this
@@ -189,7 +189,6 @@ class JobMonitor:
         Raises:
             SchedulerUnreachableError: If there is no Slurm on this machine.
             SchedulerCommandError: If it refuses to answer.
-            UnreadableReplyError: If its answer cannot be parsed.
         """
         deadline = None if timeout_s is None else self._clock() + timeout_s
         queue: deque[StateChange] = deque()
@@ -226,7 +225,6 @@ class JobMonitor:
         Raises:
             SchedulerUnreachableError: If there is no Slurm on this machine.
             SchedulerCommandError: If it refuses to answer.
-            UnreadableReplyError: If its answer cannot be parsed.
         """
         for _ in self.events(timeout_s=timeout_s):
             pass
@@ -280,7 +278,7 @@ class JobMonitor:
 
     def _say(self, trouble: str) -> None:
         if trouble and not self._trouble:
-            _log.warning("Slurm does not answer; states stay as they were: %s", trouble)
+            _log.warning("states stay as they were, for now: %s", trouble)
         if self._trouble and not trouble:
             _log.warning("Slurm answers again")
         self._trouble = trouble

@@ -1,44 +1,47 @@
 r"""Nodes that fail again and again, to be left out when experiments are submitted again.
 
 What was seen is a line each in ``<experiments>/.slurm/nodes.jsonl``; `JobMonitor` writes it.
-A launcher is given `FailingNodes.excluded`.
+A launcher is given `FailingNodes.excluded`; with *commands*, that looks into accounting, too, for
+what happened while no monitor ran.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as name:
     ...     folder = Path(name)
-    ...     for job_id in ("1", "2", "3"):
-    ...         record(
-    ...             folder, [NodeFailure(node="n7", at_s=100, job_id=job_id, reason="")]
-    ...         )
-    ...     FailingNodes().excluded(folder, now_s=200)
+    ...     for at_s in (100, 200, 300):
+    ...         failure = NodeFailure(node="n7", at_s=at_s, job_id="1", reason="")
+    ...         record(folder, [failure])
+    ...     FailingNodes().excluded(folder, now_s=400)
     ('n7',)
 
-Of a job on several nodes, only those count that are down afterwards: see `blamed`.
+One power loss under many jobs is one failure: what ended within a minute counts once. Of a job on several nodes, only those count that are down afterwards: see `blamed`.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import re
 import time
-from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from mtf_slurm import query
+from mtf_slurm import arrays, query
 from mtf_slurm.arrays import JOBS_FOLDER
 from mtf_slurm.command import Commands
 from mtf_slurm.errors import MtfSlurmError
+from mtf_slurm.states import JobState
 
 __all__ = ["FailingNodes", "NodeFailure", "blamed", "failures_in", "record"]
 
+_log = logging.getLogger("mtf_slurm.follow")
 _NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
 _KEPT = timedelta(days=30)
+_SAME_S = 60.0
 _BAD = re.compile(r"^(?:DOWN|DRAIN|FAIL|ERROR|NOT_RESPONDING|UNKNOWN)")
 
 
@@ -64,12 +67,15 @@ class FailingNodes:
     """Which nodes fail too often.
 
     Attributes:
-        num_failures: From how many on.
+        num_failures: From how many on; those within a minute are one.
         window: Of time, up to now, in which they count.
+        commands: Asks accounting how the folder's jobs ended, each time; None for what
+            monitors have seen alone.
     """
 
     num_failures: int = 3
     window: timedelta = timedelta(hours=24)
+    commands: Commands | None = None
 
     def __post_init__(self) -> None:
         if self.num_failures < 1 or self.window <= timedelta(0):
@@ -83,11 +89,18 @@ class FailingNodes:
             folder: Of experiments; one where nothing was seen has none.
             now_s: The end of the window, in seconds since the epoch; now by default.
         """
+        if self.commands is not None:
+            _note(self.commands, folder)
         now_s = time.time() if now_s is None else now_s  # noqa: TID251 -- a date
         since = now_s - self.window.total_seconds()
-        counts = Counter(f.node for f in failures_in(folder) if since <= f.at_s <= now_s)
+        begins: dict[str, list[float]] = {}
+        for failure in sorted(failures_in(folder), key=lambda f: f.at_s):
+            if since <= failure.at_s <= now_s:
+                own = begins.setdefault(failure.node, [])
+                if not own or failure.at_s - own[-1] > _SAME_S:
+                    own.append(failure.at_s)
         return tuple(
-            sorted(n for n, count in counts.items() if count >= self.num_failures)
+            sorted(n for n, own in begins.items() if len(own) >= self.num_failures)
         )
 
 
@@ -128,6 +141,27 @@ def record(folder: Path, failures: Iterable[NodeFailure]) -> None:
             aside.replace(path)
     finally:
         os.close(fd)
+
+
+def _note(commands: Commands, folder: Path) -> None:
+    """Note the failures that accounting knows of jobs of one node.
+
+    Of several nodes, nobody can say any more which of them it was.
+    """
+    bases = {base for job in arrays.jobs_in(folder) if (base := job.base_id())}
+    try:
+        runs = query.accounted(commands, sorted(bases, key=int), with_earlier=True)
+        failures = [
+            NodeFailure(
+                node=run.nodes, at_s=run.end_s, job_id=run.job_id, reason=run.state
+            )
+            for run in runs
+            if run.state is JobState.NODE_FAILED and run.end_s is not None
+        ]
+        if single := [f for f in failures if _NODE.fullmatch(f.node)]:
+            record(folder, single)
+    except (MtfSlurmError, OSError) as error:
+        _log.warning("%s: failed nodes are not looked up: %s", folder, error)
 
 
 def blamed(commands: Commands, nodes: str) -> tuple[str, ...]:

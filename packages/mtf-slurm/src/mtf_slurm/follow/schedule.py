@@ -12,12 +12,13 @@ Everything lies in the folder: the experiments in ``.slurm/schedule.json``, the 
 launcher keeps them. Whoever calls `run` or `step` next goes on, on this machine or another,
 after a kill, too; an experiment that has a job is not submitted, whatever was written when.
 Several processes may call `step`; one at a time does something.
+
+Where Slurm has no room for all that may go, fewer are submitted: see `mtf_slurm.follow._room`.
 """
 
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,7 +28,12 @@ from pathlib import Path
 from typing import Protocol
 
 from mtf_slurm.after import After, checked
-from mtf_slurm.errors import SchedulerUnreachableError, SubmissionError
+from mtf_slurm.command import NoRoomError
+from mtf_slurm.errors import (
+    SchedulerUnreachableError,
+    SubmissionError,
+    UnreadableReplyError,
+)
 from mtf_slurm.experiments import (
     BatchSubmissionResult,
     Experiment,
@@ -36,6 +42,7 @@ from mtf_slurm.experiments import (
 )
 from mtf_slurm.follow import _schedule_file
 from mtf_slurm.follow._jobs import Jobs
+from mtf_slurm.follow._room import Rooms
 from mtf_slurm.follow._schedule_file import Entry
 from mtf_slurm.follow._turns import Quota, Turns
 from mtf_slurm.follow.changes import StateChange
@@ -45,7 +52,7 @@ from mtf_slurm.states import JobState
 __all__ = ["ExperimentSchedule", "Quota", "Submitter"]
 
 _log = logging.getLogger("mtf_slurm.follow")
-_NO_ROOM = re.compile(r"limit|submit again to go on", re.IGNORECASE)
+_NO_ANSWER = SchedulerUnreachableError.prefix
 _MAX_REFUSALS = 3
 _WAIT_S = 1.0
 _LOOK_S = 5.0  # what others have added
@@ -99,16 +106,19 @@ class ExperimentSchedule:
         self._callbacks: list[Callable[[StateChange], object]] = []
         self._stopped = threading.Event()
         self._pause_s = 0.0
+        self._rooms = Rooms()
         self._jobs = Jobs((self._folder,), ())
+        self._before: dict[str, JobState] | None = None  # ended before this looked
+        self._monitor.subscribe(self._hear)
 
     def subscribe(self, callback: Callable[[StateChange], object]) -> None:
         """Call *callback* with each change of a job, and with each end without a job.
 
         An experiment that ends without a job, since what it waited for cannot come true or
-        Slurm does not take it, has an empty ``job_id``. Errors of *callback* are written to
-        the log, and touch nothing else.
+        Slurm does not take it, has an empty ``job_id``. An end that an earlier run of the
+        schedule noted is not told again. Errors of *callback* are written to the log, and
+        touch nothing else.
         """
-        self._monitor.subscribe(callback)
         self._callbacks.append(callback)
 
     def add(
@@ -209,7 +219,11 @@ class ExperimentSchedule:
         Raises:
             MtfSlurmError: If Slurm refuses to answer, or the schedule's file is damaged.
         """
-        self._monitor.poll()
+        if self._before is None:
+            entries = _schedule_file.read(self._folder)
+            self._before = {e.job_id: e.ended for e in entries.values() if e.ended}
+        if any(change.after.is_final for change in self._monitor.poll()):
+            self._rooms.look_again()
         try:
             with _schedule_file.opened(self._folder) as entries:
                 turns = Turns(
@@ -235,6 +249,7 @@ class ExperimentSchedule:
     def _submit(
         self, entries: Mapping[str, Entry], chosen: Sequence[Entry]
     ) -> list[StateChange]:
+        chosen = self._rooms.fitting(chosen, time.monotonic())
         if not chosen:
             return []
         after = {
@@ -247,20 +262,26 @@ class ExperimentSchedule:
         }
         try:
             rows = self._launcher.submit(chosen, folder=self._folder, after=after)
-        except SchedulerUnreachableError as error:
+        except (SchedulerUnreachableError, UnreadableReplyError) as error:
             _log.warning("nothing is submitted, for now: %s", error)
             self._pause()
             return []
         refused = {row.experiment_name for row in rows if row.job_id is None}
-        if refused:
-            self._pause()
-        told = []
+        told: list[StateChange] = []
+        without_room = dict[str, str]()
         for entry, row in zip(chosen, rows, strict=True):
+            why = row.error or "it has no job"
             if row.job_id is not None:
                 entry.refusals = 0
                 self._monitor.follow_again([row.job_id])
+            elif why.startswith(NoRoomError.prefix):
+                without_room[entry.experiment_name] = why
             elif not refused & entry.after.keys():
-                told += self._refused(entry, row.error or "it has no job")
+                self._pause()
+                if not why.startswith(_NO_ANSWER):
+                    told += self._refused(entry, why)
+        if self._rooms.note(chosen, without_room, time.monotonic()):
+            _log.warning("fewer go at once: %s", next(iter(without_room.values())))
         return told
 
     def _pause(self) -> None:
@@ -269,13 +290,16 @@ class ExperimentSchedule:
 
     def _refused(self, entry: Entry, why: str) -> list[StateChange]:
         _log.warning("%s: not submitted: %s", entry.experiment_name, why)
-        if _NO_ROOM.search(why):
-            return []
         entry.refusals += 1
         if entry.refusals < _MAX_REFUSALS:
             return []
         entry.ended = JobState.FAILED
         return [_end(entry, why)]
+
+    def _hear(self, change: StateChange) -> None:
+        """Tell what happened to a job, unless that was noted before this looked."""
+        if (self._before or {}).pop(change.job_id, None) is not change.after:
+            self._tell(change)
 
     def _tell(self, change: StateChange) -> None:
         for callback in self._callbacks:

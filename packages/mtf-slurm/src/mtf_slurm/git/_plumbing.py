@@ -1,7 +1,7 @@
 """Run git on one repository, and find where its parts are.
 
-Every command has this repository, index and working tree by name, whatever the process's
-own ``GIT_*`` variables say, and runs no hook. Source: ``git(1)``, ``git-rev-parse(1)``.
+Every command has this repository, index and working tree by name, wherever the process's
+own ``GIT_*`` variables lead, and runs no hook. Source: ``git(1)``, ``git-rev-parse(1)``.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from functools import cached_property
 from pathlib import Path
 
 from mtf_slurm.errors import SnapshotError
-from mtf_slurm.git.checkout import TIMEOUT_S, CheckoutError, git_environ, run_git
+from mtf_slurm.git.checkout import CheckoutError, git_environ, run_git
 
 __all__ = ["Repository", "find", "git_in", "init_archive"]
 
 _MIN_VERSION = (2, 31)  # rev-parse --path-format
+_MARK = "mtf-slurm.archive"  # in the config of an archive
 _WHERE = ("--git-dir", "--git-common-dir", "--git-path", "index", "--show-toplevel")
 
 
@@ -46,7 +47,6 @@ class Repository:
         index: Path | None = None,
         stdin: bytes = b"",
         extra: Mapping[str, str] | None = None,
-        timeout_s: float = TIMEOUT_S,
     ) -> bytes:
         """Run git in the root of the working tree; return its output.
 
@@ -55,20 +55,13 @@ class Repository:
             index: The index to work on. Without one, an empty one that cannot be written.
             stdin: What it reads.
             extra: More of its environment.
-            timeout_s: When to give up, in seconds.
 
         Raises:
             SnapshotError: If it fails.
         """
         none = self.common_dir / "no-index" / "index"  # read as empty, cannot be written
         environ = self._environ | {"GIT_INDEX_FILE": str(index or none)}
-        return _run(
-            *args,
-            cwd=self.top,
-            environ=environ | dict(extra or {}),
-            stdin=stdin,
-            timeout_s=timeout_s,
-        )
+        return git_in(self.top, *args, environ=environ | dict(extra or {}), stdin=stdin)
 
     @cached_property
     def oid_digits(self) -> int:
@@ -81,13 +74,20 @@ class Repository:
         return git_environ(GIT_DIR=str(self.git_dir), GIT_WORK_TREE=str(self.top))
 
 
-def git_in(folder: Path, *args: str) -> bytes:
-    """Run git in the repository that holds *folder*, whichever that is.
+def git_in(
+    folder: Path, *args: str | bytes, environ: Mapping[str, str], stdin: bytes = b""
+) -> bytes:
+    """Run git in *folder*; return its output.
 
     Raises:
         SnapshotError: If it fails.
     """
-    return _run(*args, cwd=folder, environ=git_environ())
+    try:
+        return run_git(*args, cwd=folder, environ=environ, stdin=stdin)
+    except CheckoutError as error:
+        raise SnapshotError(folder, str(error)) from error
+    except OSError as error:
+        raise SnapshotError(folder, f"git cannot be run there: {error}") from error
 
 
 def find(folder: Path) -> Repository | None:
@@ -127,9 +127,9 @@ def init_archive(store: Path, folder: Path) -> Repository:
     """Return the repository *store*, made if missing, which keeps snapshots of *folder*.
 
     Raises:
-        SnapshotError: If it cannot be made.
+        SnapshotError: If it cannot be made, or is something else already.
     """
-    if not (store / "HEAD").is_file():
+    if not _is_archive(store):
         try:
             store.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(
@@ -139,11 +139,15 @@ def init_archive(store: Path, folder: Path) -> Repository:
                 made.mkdir()
                 # No template: its hooks and excludes are for repositories of people.
                 args = ("init", "--quiet", "--bare", "--template=", ".")
-                _run(*args, cwd=made, environ=git_environ())
+                git_in(made, *args, environ=git_environ())
+                git_in(made, "config", _MARK, "true", environ=git_environ())
                 made.rename(store)
         except OSError as error:
-            if not (store / "HEAD").is_file():  # else another process was first
-                reason = f"cannot be made: {error}; name another place"
+            if not _is_archive(store):  # else another process was first
+                reason = (
+                    f"is no archive of snapshots, and cannot be made one: {error}; name a "
+                    f"folder that is empty or not there yet"
+                )
                 raise SnapshotError(store, reason) from error
     store = store.resolve()
     index = store / "index"
@@ -156,23 +160,8 @@ def init_archive(store: Path, folder: Path) -> Repository:
     )
 
 
-def _run(
-    *args: str | bytes,
-    cwd: Path,
-    environ: Mapping[str, str],
-    stdin: bytes = b"",
-    timeout_s: float = TIMEOUT_S,
-) -> bytes:
-    try:
-        return run_git(*args, cwd=cwd, environ=environ, stdin=stdin, timeout_s=timeout_s)
-    except CheckoutError as error:
-        raise SnapshotError(cwd, str(error)) from error
-    except OSError as error:
-        raise SnapshotError(cwd, f"git cannot be run there: {error}") from error
-
-
 def _check_version(folder: Path) -> None:
-    said = _run("version", cwd=folder, environ=git_environ()).decode("utf-8", "replace")
+    said = git_in(folder, "version", environ=git_environ()).decode("utf-8", "replace")
     numbers = said.removeprefix("git version ").split(".")
     try:
         version = (int(numbers[0]), int(numbers[1]))
@@ -183,6 +172,15 @@ def _check_version(folder: Path) -> None:
         raise SnapshotError(
             folder, f"{said.strip()} is too old: load one of {least} or newer"
         )
+
+
+def _is_archive(store: Path) -> bool:
+    """Return whether *store* is an archive that was made here, and no user's repository."""
+    args = ("config", "--file", str(store / "config"), "--get", _MARK)
+    try:
+        return run_git(*args, cwd=Path("/"), environ=git_environ()) == b"true\n"
+    except CheckoutError:
+        return False
 
 
 def _is_bare(folder: Path) -> bool:

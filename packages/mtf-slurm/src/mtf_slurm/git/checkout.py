@@ -11,9 +11,11 @@ It exits with 0, or with 1 and the reason. REPO is read only, and gets no worktr
 
 A folder is proven by its bytes: the ids of its files are computed here, from them the ids
 of its trees as git does, and the last must be the one in the commit, whose own id is
-computed too. Where a filter or a line-end rule of ``.gitattributes`` made a file, git must
-make the commit's bytes of it, or it of them. A folder that appears is proven: it is made
-aside and renamed. Of empty folders, owners and dates nothing is said.
+computed too. A file is what the commit stores of it, byte for byte: rules for line ends,
+encodings and keywords are not applied. Only where attributes name a filter (git-lfs, for
+one) does that make the file; git must then make the commit's bytes of it, or it of them,
+and a filter that git does not have here is an error. A folder that appears is proven: it is
+made aside and renamed. Of empty folders, owners and dates nothing is said.
 
 It does not know who runs it, nor what in the folder is run.
 """
@@ -22,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import os
 import re
 import shutil
@@ -29,38 +32,64 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["CheckoutError", "git_environ", "main", "make", "prove", "remove", "run_git"]
+__all__ = [
+    "CheckoutError",
+    "by_filters",
+    "git_environ",
+    "main",
+    "make",
+    "prove",
+    "remove",
+    "run_git",
+    "without_secrets",
+]
 
 TIMEOUT_S = 600.0
 
-# What would run a program of the repository, write outside the snapshot, or change its
-# meaning. Attributes and the filters that they name stay: they are part of the code.
+# What would run a program of the repository, write outside the snapshot, change its meaning,
+# or have git pass over files. Filters stay: they are part of the code.
 _SETTINGS = {
+    "core.checkStat": "default",
     "core.fsmonitor": "false",
     "core.hooksPath": os.devnull,
+    "core.ignoreCase": "false",
     "core.ignoreStat": "false",
     "core.logAllRefUpdates": "false",
+    "core.protectHFS": "false",
+    "core.protectNTFS": "false",
     "core.safecrlf": "false",
     "core.splitIndex": "false",
+    "core.trustctime": "true",
     "gc.auto": "0",
     "i18n.commitEncoding": "UTF-8",
     "maintenance.auto": "false",
     "submodule.recurse": "false",
 }
-# A checkout is whole, whatever the user's is.
+# A checkout is whole and as stored, whatever the user's is.
 _WHOLE = {
+    "core.autocrlf": "false",
+    "core.eol": "lf",
     "core.fileMode": "true",
     "core.sparseCheckout": "false",
     "core.symlinks": "true",
 }
 _OPTIONS = ("--no-replace-objects", "--literal-pathspecs", "--no-optional-locks")
+# How the user gets at repositories, and what stands for the user's configuration.
+_ACCESS = re.compile(
+    r"GIT_(EXEC_PATH|ASKPASS|SSH(_COMMAND|_VARIANT)?|(SSL|HTTP|PROXY)_\w+|ALLOW_PROTOCOL|"
+    r"PROTOCOL_FROM_USER|DISCOVERY_ACROSS_FILESYSTEM|"
+    r"CONFIG_(GLOBAL|SYSTEM|NOSYSTEM|COUNT|(KEY|VALUE)_\d+))"
+)
 _NUM_SHOWN = 5
+_NUM_CHARS_SHOWN = 300
+_NUM_BLOBS = 500  # read at once
+_OF_FILTERS = (b"clean", b"smudge", b"process")
 _CHUNK_BYTES = 1 << 20
 _REGULAR, _EXECUTABLE, _LINK = b"100644", b"100755", b"120000"
 _TREE, _GITLINK = b"40000", b"160000"
@@ -71,15 +100,16 @@ class CheckoutError(Exception):
 
 
 def git_environ(**extra: str) -> dict[str, str]:
-    """Return the environment for git: without the ``GIT_*`` variables of this process.
+    """Return the environment for git, without what leads it elsewhere.
 
-    Those would name another repository, index or config. ``GIT_EXEC_PATH``, which says
-    where git's own programs are, stays.
+    Of the ``GIT_*`` variables of this process, those stay that say how the user gets at
+    repositories (``GIT_SSH_COMMAND``, for one) or stand for the user's configuration. Others
+    would name another repository, index, working tree or store of objects.
     """
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith("GIT_") or name == "GIT_EXEC_PATH"
+        if not name.startswith("GIT_") or _ACCESS.fullmatch(name)
     }
     return {**kept, "GIT_TERMINAL_PROMPT": "0", **extra}
 
@@ -108,8 +138,8 @@ def run_git(
     pairs = {**_SETTINGS, **(settings or {})}.items()
     config = [part for key, value in pairs for part in ("-c", f"{key}={value}")]
     argv = ["git", *_OPTIONS, *config, *args]
-    shown = " ".join(("git", *map(os.fsdecode, args[:_NUM_SHOWN])))
-    shown = _without_credentials(shown)
+    shown = without_secrets(" ".join(("git", *map(os.fsdecode, args))))
+    shown = shown[:_NUM_CHARS_SHOWN] + " ..." * (len(shown) > _NUM_CHARS_SHOWN)
     try:
         with subprocess.Popen(
             argv,
@@ -132,14 +162,61 @@ def run_git(
         msg = f"`{shown}` took longer than {timeout_s:g} s in {cwd}: try again, or look there"
         raise CheckoutError(msg) from error
     if process.returncode:
-        said = _without_credentials(err.decode("utf-8", "backslashreplace").strip())
+        said = without_secrets(err.decode("utf-8", "backslashreplace").strip())
         msg = f"`{shown}` exited {process.returncode} in {cwd}: {said}"
         raise CheckoutError(msg)
     return out
 
 
-def _without_credentials(text: str) -> str:
-    return re.sub(r"://[^/@\s]+@", "://***@", text)
+def without_secrets(text: str) -> str:
+    """Return *text* without names, passwords, queries and fragments in its addresses.
+
+    An address whose password is not written as it should be, with a slash or an at sign in
+    it, loses that too; so one with a port and an at sign in its path loses its host.
+
+    >>> without_secrets("see https://me:p/w@host/x.git?token=abc and https://host/y")
+    'see https://***@host/x.git?*** and https://host/y'
+    """
+    text = re.sub(r"://([^/\s]*|[^/\s]*:\S*)@", "://***@", text)
+    return re.sub(r"(://[^\s?#]*)[?#]\S+", r"\1?***", text)
+
+
+def by_filters(git: Callable[..., bytes], paths: Collection[bytes]) -> set[bytes]:
+    """Return those of *paths* whose attributes, of the index, name a filter.
+
+    Args:
+        git: Runs git on the index, given its arguments and ``stdin``.
+        paths: Which.
+
+    Raises:
+        CheckoutError: If git has no such filter here: it would take the file as stored, which
+            with git-lfs is a pointer.
+    """
+    stdin = b"".join(path + b"\0" for path in paths)
+    if not stdin:
+        return set()
+    whole = ("-c", "core.sparseCheckout=false")  # else rules left away do not count
+    said = git(*whole, "check-attr", "--cached", "-z", "--stdin", "filter", stdin=stdin)
+    fields = iter(said.split(b"\0")[:-1])
+    filters = {
+        path: name
+        for path, _, name in zip(fields, fields, fields, strict=True)
+        if name not in {b"unspecified", b"unset", b"set", b""}
+    }
+    if filters:
+        configured = set(git("config", "--list", "--name-only", "-z").split(b"\0"))
+        for path, name in filters.items():
+            keys = {b"filter.%s.%s" % (name, of) for of in _OF_FILTERS}
+            if not keys & configured:
+                driver = os.fsdecode(name)
+                msg = (
+                    f"{os.fsdecode(path)!r} and its like go through the filter {driver!r}, "
+                    f"which git does not have here: set it up (for lfs: load git-lfs, `git "
+                    f"lfs install`); or, to take what is stored in its place, `git config "
+                    f"filter.{driver}.smudge cat` in the repository"
+                )
+                raise CheckoutError(msg)
+    return set(filters)
 
 
 class _Entry(NamedTuple):
@@ -208,7 +285,7 @@ def make(repository: Path, commit: str, folder: Path, *, replace: bool = False) 
                 f"lacks its program (git-lfs, for one), or what that fetches"
             )
             raise CheckoutError(msg) from error
-        _check(known, code, index)
+        _check(known, code, index, is_new=True)
         _mark(folder).touch()  # before the folder: what has no mark is never removed
         try:
             code.rename(folder)
@@ -314,15 +391,35 @@ def _open(repository: Path, commit: str) -> _Commit:
     return _Commit(commit, git_dir, tree, entries, algorithm)
 
 
-def _check(known: _Commit, folder: Path, index: Path) -> None:
-    """Compute the tree of *folder* from its bytes; it must be the commit's."""
+def _check(known: _Commit, folder: Path, index: Path, *, is_new: bool = False) -> None:
+    """Compute the tree of *folder* from its bytes; it must be the commit's.
+
+    Where it is new, what git made of a file by rules for line ends is undone first.
+    """
+    entries = known.entries
     found = dict(_walk(known, folder))
-    for path in _filtered(known, found, folder, index):
-        found[path] = _Entry(found[path].mode, known.entries[path].oid)
+    files = {_REGULAR, _EXECUTABLE}
+    differ = {
+        path
+        for path, entry in found.items()
+        if path in entries
+        and entry.oid != entries[path].oid
+        and {entry.mode, entries[path].mode} <= files
+    }
+    has_rules = any(path.endswith(".gitattributes") for path in entries)
+    asked = [os.fsencode(path) for path in (entries if has_rules else differ)]
+    git = partial(known.run, folder=folder, index=index)
+    filtered = differ & {os.fsdecode(path) for path in by_filters(git, asked)}
+    same = list(_filtered(known, filtered, folder, index))
+    if is_new:
+        for path, data in _blobs(known, sorted(differ - filtered), folder, index):
+            (folder / path).write_bytes(data)
+            same.append(path)
+    for path in same:
+        found[path] = _Entry(found[path].mode, entries[path].oid)
     tree = _tree(known.algorithm, found)
     if tree == known.tree:
         return
-    entries = known.entries
     changes = {
         "changed": [p for p in found if entries.get(p, found[p]) != found[p]],
         "missing": sorted(entries.keys() - found.keys()),
@@ -379,17 +476,10 @@ def _files(folder: Path) -> Iterator[tuple[os.DirEntry[str], str]]:
 
 
 def _filtered(
-    known: _Commit, found: Mapping[str, _Entry], folder: Path, index: Path
+    known: _Commit, paths: Collection[str], folder: Path, index: Path
 ) -> Iterator[str]:
-    """Yield what differs from the commit's file only as git's filters make it."""
-    files = {_REGULAR, _EXECUTABLE}
-    left = {
-        path: known.entries[path].oid
-        for path, entry in found.items()
-        if path in known.entries
-        and entry.oid != known.entries[path].oid
-        and {entry.mode, known.entries[path].mode} <= files
-    }
+    """Yield what differs from the commit's file only as its filter makes it."""
+    left = dict.fromkeys(paths)
     # One call for all, whatever their size; but a line cannot hold every name.
     lines = [path for path in left if "\n" not in path and not path.startswith('"')]
     if lines:
@@ -397,20 +487,36 @@ def _filtered(
         args = ("hash-object", "--stdin-paths")
         oids = known.run(*args, folder=folder, index=index, stdin=names).split()
         for path, oid in zip(lines, oids, strict=True):
-            if oid.decode("ascii") == left[path]:
+            if oid.decode("ascii") == known.entries[path].oid:
                 del left[path]
                 yield path
+    for path, _ in _blobs(known, list(left), folder, index):
+        asked = ("cat-file", "--filters", f"--path={path}", known.entries[path].oid)
+        made = known.run(*asked, folder=folder, index=index)
+        if made == (folder / path).read_bytes():
+            yield path
 
-    def is_same(path: str) -> bool:
-        args = ("cat-file", "--filters", f"--path={path}", left[path])
-        return (
-            known.run(*args, folder=folder, index=index) == (folder / path).read_bytes()
-        )
 
-    with ThreadPoolExecutor(max_workers=8) as pool:
-        yield from (
-            path for path, same in zip(left, pool.map(is_same, left), strict=True) if same
-        )
+def _blobs(
+    known: _Commit, paths: Sequence[str], folder: Path, index: Path
+) -> Iterator[tuple[str, bytes]]:
+    """Yield what the commit stores of files, checked."""
+    for start in range(0, len(paths), _NUM_BLOBS):
+        some = paths[start : start + _NUM_BLOBS]
+        oids = "".join(known.entries[path].oid + "\n" for path in some).encode("ascii")
+        said = known.run("cat-file", "--batch", folder=folder, index=index, stdin=oids)
+        stored = io.BytesIO(said)
+        for path in some:
+            oid = known.entries[path].oid
+            size = stored.readline().split()[-1]
+            data = stored.read(int(size) + 1)[:-1] if size != b"missing" else b""
+            if _oid(known.algorithm, b"blob", data) != oid:
+                msg = (
+                    f"{path!r}: what {known.git_dir} stores of it, {oid}, is damaged or not "
+                    f"there: run `git fsck` there"
+                )
+                raise CheckoutError(msg)
+            yield path, data
 
 
 def _oid(algorithm: str, kind: bytes, data: bytes) -> str:

@@ -5,6 +5,8 @@ all else happens on the copy. What git would pass over is put right there first:
 marked unchanged, files that a sparse checkout left behind, repositories within the
 repository (submodules or not), whose files are frozen as files.
 
+Then the tree is compared with the disk: see ``_exact.py``.
+
 Files are looked at before and after: a tree is of one moment, or is made again. Two moments
 within a tick of the kernel's clock (4 to 10 ms) cannot be told apart, so files that changed
 just now are waited for. A *new* file that comes while others are read may be missed.
@@ -22,24 +24,26 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from mtf_slurm.errors import SnapshotError
+from mtf_slurm.git import _exact
+from mtf_slurm.git._exact import Look
 from mtf_slurm.git._plumbing import Repository, git_in
+from mtf_slurm.git.checkout import git_environ
 
 __all__ = ["Choice", "Frozen", "freeze"]
 
 _GITLINK = b"160000"
+_OTHERS = ("ls-files", "--others", "--exclude-standard", "-z")
 _NUM_ATTEMPTS = 4
-_NUM_SHOWN = 5
 _INDEX_LOCK_WAIT_S = 5.0
 _POLL_S = 0.02
 _TICK_NS = 20_000_000
 _MIB = 1 << 20
 
-_Looks = dict[
-    bytes, tuple[int, int] | None
-]  # when it changed (ns), its inode; None: gone
+_Looks = dict[bytes, Look | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +69,10 @@ class Frozen:
         tree: The tree's id.
         head: The commit that the user is on; None before the first.
         head_tree: That commit's tree.
-        dirty: What differs from that commit, sorted by path, one entry each: a letter, a
-            space and the path. ``M`` changed, ``A`` added, ``D`` deleted, ``T`` now a link
-            or a file, ``?`` unknown to git, ``R`` a repository whose files were frozen.
+        dirty: What differs from that commit as `git status` has it, sorted by path, one entry
+            each: a letter, a space and the path. ``M`` changed, ``A`` added, ``D`` deleted,
+            ``T`` now a link or a file, ``?`` unknown to git, ``R`` a repository whose files
+            were frozen. Line ends and bits that git's settings pass over are no entry.
     """
 
     tree: str
@@ -89,19 +94,25 @@ def freeze(repository: Repository, choice: Choice) -> Frozen:
 
     Raises:
         SnapshotError: If a merge is unresolved, another git command holds the index, git does
-            not know too much, files change all the time, or git cannot read one.
+            not know too much, files change all the time, git cannot read or take one, or has
+            not the filter of one; or if the index cannot be read or copied.
     """
     changed: Sequence[bytes] = ()
     for _ in range(_NUM_ATTEMPTS):
         _wait_for_index(repository)
-        with tempfile.TemporaryDirectory(prefix="mtf-index-") as folder:
-            freezing = _Freezing(repository, choice, Path(folder, "index"))
-            try:
-                return freezing.run()
-            except _ChangedError as error:
-                changed = error.paths
+        try:
+            with tempfile.TemporaryDirectory(prefix="mtf-index-") as folder:
+                return _Freezing(repository, choice, Path(folder, "index")).run()
+        except _ChangedError as error:
+            changed = error.paths
+        except OSError as error:
+            reason = (
+                f"cannot be copied: {error}; make room there, or set TMPDIR to a folder that "
+                f"can be written"
+            )
+            raise SnapshotError(repository.index, reason) from error
     reason = (
-        f"files change while they are read: {_shown(changed)}; try again when they rest; "
+        f"files change while they are read: {_exact.shown(changed)}; try again when they rest; "
         f"what a program writes all the time belongs into .gitignore"
     )
     raise SnapshotError(repository.top, reason)
@@ -132,19 +143,26 @@ class _Freezing:
                 self._look(unknown)
                 self._check_size(unknown)
                 self._update(changed, gone, unknown)
-                written = pool.submit(self._git, "write-tree")
+                written = pool.submit(_exact.write, self._repository, self._index)
                 self._check_unchanged()
-                tree = written.result().decode("ascii").strip()
+                tree, stored = written.result()
+                head, head_tree = user_commit.result()
+                new = {*unknown} - {*self._links}
+                differing = pool.submit(self._dirty, head, tree, new)
+                behind = dict.fromkeys(gone)  # a link, if there is something at all
+                looks = {**self._looks, **behind}
+                exact = _exact.exact(self._repository, self._index, stored, looks)
+                if exact is not None:
+                    self._check_unchanged()
             except SnapshotError:
                 self._check_unchanged()  # that may be why git failed
                 raise
-            head, head_tree = user_commit.result()
+            dirty = differing.result()
         if self._repository.is_archive:
             _copy(self._index, self._repository.index)
         elif _identity(self._repository.index) != user_index:
             raise _ChangedError([b".git/index"])
-        dirty = tuple(self._dirty(head, tree, set(unknown)))
-        return Frozen(tree=tree, head=head, head_tree=head_tree, dirty=dirty)
+        return Frozen(tree=exact or tree, head=head, head_tree=head_tree, dirty=dirty)
 
     def _git(self, *args: str, paths: Iterable[bytes] = ()) -> bytes:
         stdin = b"".join(path + b"\0" for path in paths)
@@ -168,6 +186,9 @@ class _Freezing:
         files, assumed, skipped, unmerged = [], [], [], set()
         for line in self._git("ls-files", "-s", "-v", "-z").split(b"\0")[:-1]:
             about, _, path = line.partition(b"\t")
+            if about.startswith(b"H 100") and about.endswith(b" 0"):  # most are
+                files.append(path)
+                continue
             tag, mode, _, stage = about.split(b" ")
             if stage != b"0":
                 unmerged.add(path)
@@ -200,40 +221,57 @@ class _Freezing:
 
     def _files_of(self, unknown: Sequence[bytes]) -> list[bytes]:
         """Return the files that are unknown to git, those of repositories within too."""
-        found = [path for path in unknown if not path.endswith(b"/")]
-        self._nested = [path for path in unknown if path.endswith(b"/")]
-        for path in self._links:
-            if os.path.lexists(self._top + path + b"/.git"):
-                self._nested.append(path + b"/")
-        for path in self._nested:
-            found += self._within(path)
+        linked = [self._linked(path) for path in self._links]
+        paths = [*unknown, *(path for path in linked if path)]
+        found = [path for path in paths if not path.endswith(b"/")]
+        for folder in (path for path in paths if path.endswith(b"/")):
+            files = list(self._within(folder))
+            if files or folder not in linked:  # else nobody filled it
+                self._nested.append(folder)
+            found += files
         return found
 
-    def _unknown(self, folder: bytes = b"") -> list[bytes]:
+    def _linked(self, path: bytes) -> bytes:
+        """Return *path*, which git has for a repository, as a folder if it is one."""
+        where = Path(os.fsdecode(self._top + path))
+        if where.is_dir() and not where.is_symlink():
+            return path + b"/"
+        return path if os.path.lexists(where) else b""
+
+    def _unknown(self) -> list[bytes]:
         if not self._choice.include_untracked:
             return []
-        args = ["ls-files", "--others", "--exclude-standard", "-z"]
-        if folder:
-            said = git_in(Path(os.fsdecode(self._top + folder)), *args)
-        else:
-            said = self._git(*args, *(f"--exclude={p}" for p in self._choice.exclude))
-        return said.split(b"\0")[:-1]
+        exclude = (f"--exclude={pattern}" for pattern in self._choice.exclude)
+        return self._git(*_OTHERS, *exclude).split(b"\0")[:-1]
 
     def _within(self, folder: bytes) -> Iterator[bytes]:
-        """Yield the files of the repository in *folder*, which ends with a slash."""
+        """Yield the files of the repository in *folder*, which ends with a slash.
+
+        One whose ``.git`` is gone tells nothing of what it knew: all is taken, but what its
+        own ``.gitignore`` names.
+        """
         where = Path(os.fsdecode(self._top + folder))
+        is_repository = os.path.lexists(where / ".git")
+        environ = git_environ(
+            GIT_WORK_TREE=str(where), GIT_CEILING_DIRECTORIES=str(where.parent)
+        )
+        if not is_repository:
+            environ["GIT_DIR"] = str(self._repository.git_dir)
+            environ["GIT_INDEX_FILE"] = str(self._index.with_name("none"))
+        git = partial(git_in, where, environ=environ)
         known, unmerged, nested = [], set(), []
-        for line in git_in(where, "ls-files", "-s", "-z").split(b"\0")[:-1]:
+        for line in git("ls-files", "-s", "-z").split(b"\0")[:-1]:
             about, _, path = line.partition(b"\t")
             if not about.endswith(b" 0"):
                 unmerged.add(path)
-            elif not about.startswith(_GITLINK):
-                known.append(path)
-            elif os.path.lexists(self._top + folder + path + b"/.git"):
+            elif about.startswith(_GITLINK) and self._linked(folder + path)[-1:] == b"/":
                 nested.append(path + b"/")
+            else:
+                known.append(path)
         _refuse_unmerged(where, unmerged)
-        for path in self._unknown(folder):
-            (nested if path.endswith(b"/") else known).append(path)
+        if self._choice.include_untracked or not is_repository:
+            for path in git(*_OTHERS).split(b"\0")[:-1]:
+                (nested if path.endswith(b"/") else known).append(path)
         yield from (
             folder + path for path in known if os.path.lexists(self._top + folder + path)
         )
@@ -251,13 +289,22 @@ class _Freezing:
 
     def _looked(self, paths: Iterable[bytes]) -> _Looks:
         looks: _Looks = {}
-        for path in paths:
-            try:
-                found = os.lstat(self._top + path)
-            except OSError:
-                looks[path] = None
-            else:
-                looks[path] = found.st_ctime_ns, found.st_ino
+        top = os.open(self._top, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            for path in paths:
+                try:
+                    found = os.stat(path, dir_fd=top, follow_symlinks=False)
+                except OSError:
+                    looks[path] = None
+                else:
+                    looks[path] = (
+                        found.st_ctime_ns,
+                        found.st_ino,
+                        found.st_mode,
+                        found.st_size,
+                    )
+        finally:
+            os.close(top)
         return looks
 
     def _check_unchanged(self) -> None:
@@ -276,7 +323,7 @@ class _Freezing:
             reason = (
                 f"{len(sizes)} files that git does not know hold {total / _MIB:,.1f} MiB, more "
                 f"than the limit of {limit / _MIB:,.1f} MiB; the biggest are "
-                f"{_shown(biggest)}: put data into .gitignore, or raise max_untracked_bytes"
+                f"{_exact.shown(biggest)}: put data into .gitignore, or raise max_untracked_bytes"
             )
             raise SnapshotError(self._repository.top, reason)
 
@@ -293,9 +340,9 @@ class _Freezing:
             args = ("update-index", "--add", "--remove", "--replace", "-z", "--stdin")
             self._git(*args, paths=(*changed, *unknown))
 
-    def _dirty(self, head: str | None, tree: str, unknown: set[bytes]) -> Iterator[str]:
+    def _dirty(self, head: str | None, tree: str, unknown: set[bytes]) -> tuple[str, ...]:
         if self._repository.is_archive:
-            return
+            return ()
         if head is None:
             names = self._git("ls-tree", "-r", "-z", "--name-only", tree).split(b"\0")[
                 :-1
@@ -309,14 +356,13 @@ class _Freezing:
         for letter, path in zip(fields, fields, strict=True):
             if not (path in lines or path.startswith(within)):
                 lines[path] = b"?" if path in unknown else letter
-        for path in sorted(lines):
-            yield os.fsdecode(lines[path] + b" " + path)
+        return tuple(os.fsdecode(lines[path] + b" " + path) for path in sorted(lines))
 
 
 def _refuse_unmerged(top: Path, unmerged: set[bytes]) -> None:
     if unmerged:
         reason = (
-            f"is in the middle of a merge: {_shown(sorted(unmerged))} not resolved; resolve "
+            f"is in the middle of a merge: {_exact.shown(sorted(unmerged))} not resolved; resolve "
             f"and `git add` them, or `git merge --abort`, and submit again"
         )
         raise SnapshotError(top, reason)
@@ -348,6 +394,12 @@ def _copy(source: Path, target: Path) -> tuple[int, int] | None:
             data = file.read()
     except FileNotFoundError:
         return None
+    except OSError as error:
+        reason = (
+            f"this index of git cannot be read: {error.strerror}; give this user the right "
+            f"to (`chmod u+r`), or ask its owner"
+        )
+        raise SnapshotError(source, reason) from error
     aside = target.with_name(f"{target.name}.{uuid.uuid4().hex}")
     aside.write_bytes(data)
     os.utime(aside, ns=(found.st_atime_ns, found.st_mtime_ns))
@@ -361,8 +413,3 @@ def _identity(index: Path) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return found.st_mtime_ns, found.st_ino
-
-
-def _shown(paths: Sequence[bytes]) -> str:
-    more = f" and {len(paths) - _NUM_SHOWN} more" * (len(paths) > _NUM_SHOWN)
-    return ", ".join(repr(os.fsdecode(path)) for path in paths[:_NUM_SHOWN]) + more

@@ -39,12 +39,13 @@ class GitManager:
         choice: What is frozen of what git does not know. Patterns that begin with a slash
             are of the project's folder.
         archive: For a project that is in no repository: where a repository is kept for its
-            snapshots, which holds the whole folder. A project that is in one ignores it.
+            snapshots, which holds the whole folder: new, empty, or made for that before. A
+            project that is in a repository ignores it.
         lock_timeout_s: How long `prune` waits for another that prunes, in seconds.
 
     Raises:
-        SnapshotError: If the project is in no repository and *archive* is None; or in one
-            that git cannot work with, or that is bare.
+        SnapshotError: If the project is in no repository and *archive* is None, or something
+            else; or it is in one that git cannot work with, or that is bare.
     """
 
     def __init__(
@@ -69,6 +70,10 @@ class GitManager:
     ) -> Snapshot:
         """Freeze the code for one experiment or many: one tree, one commit.
 
+        What lies on disk is frozen: the job's files have its bytes and executable bits,
+        whatever git's rules for line ends. Only what attributes give to a filter (git-lfs, for
+        one) is stored as that makes it. Objects that a partial clone lacks are fetched.
+
         Each experiment gets a branch, all or none. For thousands, which would be in the way
         of whoever lists branches, name a *batch*: it has the only branch, which is that of
         each experiment. Where nothing differs from the user's commit, that is the commit.
@@ -78,7 +83,8 @@ class GitManager:
             batch: A name of the same kind, for the branch of all.
 
         Raises:
-            SnapshotError: If the code cannot be frozen; the message says why and what to do.
+            SnapshotError: If the code cannot be frozen, or the repository ignores the project;
+                the message says why and what to do.
             ValueError: If there is no name, or one is none of an experiment or comes twice.
         """
         names = (
@@ -88,6 +94,7 @@ class GitManager:
         heads = names if batch is None else [batch]
         branches.check_names(heads)
         frozen = freeze(self._repository, self._choice)
+        self._check_prefix(frozen.tree)
         commit = frozen.head
         if commit is None or frozen.tree != frozen.head_tree:
             commit = self._commit(frozen, heads)
@@ -117,7 +124,7 @@ class GitManager:
         Args:
             snapshot: Of their code.
             folders: By experiment; made where they are missing.
-            commands: By experiment.
+            commands: By experiment; written as they are, so without secrets.
 
         Raises:
             SnapshotError: If a folder cannot be written.
@@ -185,6 +192,19 @@ class GitManager:
         """
         with self._lock:
             return branches.delete(self._repository, older_than=older_than, keep=keep)
+
+    def _check_prefix(self, tree: str) -> None:
+        """Refuse a tree without the project."""
+        if not self._prefix:
+            return
+        said = self._repository.git("ls-tree", "-z", tree, "--", self._prefix)
+        if not said.startswith(b"040000 "):
+            top = self._repository.top
+            reason = (
+                f"nothing of it would be frozen: it is empty, or the repository {top} ignores "
+                f"it; run `git init` in it, or have {top} take it (`git add --force`)"
+            )
+            raise SnapshotError(top / self._prefix, reason)
 
     def _commit(self, frozen: Frozen, names: Sequence[str]) -> str:
         """Make a commit of the frozen tree, in the name of who submits."""

@@ -2,8 +2,8 @@
 
 ``code.json`` is of the snapshot and the same for all experiments of a batch: it is written
 once and linked. ``submission.json`` is of one experiment. Both are for people and for
-whoever repeats the run; no secret gets there: values of options and variables whose name
-sounds like one are left out, and so are names and passwords in addresses.
+whoever repeats the run. The command is there as it is given, and addresses of packages
+without names, passwords and queries.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -22,16 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from mtf_slurm.errors import SnapshotError
+from mtf_slurm.git.checkout import without_secrets
 
-__all__ = ["CODE_NAME", "SUBMISSION_NAME", "environment", "packages", "redacted", "write"]
+__all__ = ["CODE_NAME", "SUBMISSION_NAME", "environment", "packages", "write"]
 
 CODE_NAME = "code.json"
 SUBMISSION_NAME = "submission.json"
-
-_SECRET = re.compile(
-    r"(?i)(token(?!i[sz]|s)|secret|passw|credential|(api|access|private)[_-]?key)"
-)
-_OPTION = re.compile(r"(--?[A-Za-z0-9][\w.-]*|[A-Za-z_][\w.]*)=(.*)", re.DOTALL)
 
 
 def packages() -> list[str]:
@@ -48,26 +43,6 @@ def environment() -> dict[str, Any]:
         "cuda": _cuda(),
         "packages": packages(),
     }
-
-
-def redacted(command: Sequence[str]) -> list[str]:
-    """Return *command* without the values of what sounds like a secret.
-
-    >>> redacted(["train.py", "--api-key", "abc", "--hf_token=abc", "lr=0.1"])
-    ['train.py', '--api-key', '***', '--hf_token=***', 'lr=0.1']
-    """
-    shown: list[str] = []
-    is_value = False
-    for part in command:
-        match = _OPTION.fullmatch(part)
-        if is_value and not part.startswith("-"):
-            shown.append("***")
-        elif match and _SECRET.search(match[1]):
-            shown.append(f"{match[1]}=***")
-        else:
-            shown.append(_without_credentials(part))
-        is_value = part.startswith("-") and not match and bool(_SECRET.search(part))
-    return shown
 
 
 def write(
@@ -95,7 +70,7 @@ def write(
         about = {
             "experiment_name": name,
             "branch": branches.get(name),
-            "command": redacted(commands.get(name, ())),
+            "command": list(commands.get(name, ())),
             "submitted_at": at,
         }
         path = f"{folder}/{CODE_NAME}"
@@ -150,7 +125,7 @@ def _line(distribution: Distribution) -> str:
     direct: dict[str, Any] = {}
     with suppress(ValueError):
         direct = json.loads(distribution.read_text("direct_url.json") or "{}")
-    url = _without_credentials(str(direct.get("url", "")))
+    url = without_secrets(str(direct.get("url", "")))
     if not url:
         return f"{name}=={version}"
     if direct.get("dir_info", {}).get("editable"):
@@ -158,10 +133,6 @@ def _line(distribution: Distribution) -> str:
     if vcs := direct.get("vcs_info"):
         return f"{name} @ {vcs['vcs']}+{url}@{vcs['commit_id']}"
     return f"{name} @ {url}"
-
-
-def _without_credentials(text: str) -> str:
-    return re.sub(r"://[^/@\s]+@", "://***@", text)
 
 
 def _cuda() -> dict[str, Any]:

@@ -25,9 +25,11 @@ class Snapshot:
         commit: The commit's id: the user's own where nothing differed from it.
         tree: Its tree's id, which a job proves.
         base: The commit that the user was on; None before the first.
-        dirty: What differed from it, one entry each: ``M path`` changed, ``A`` added, ``D``
-            deleted, ``T`` now a link or a file, ``?`` unknown to git, ``R`` a repository
-            whose files were frozen as files. Empty for the archive of a folder.
+        dirty: What differed from it as `git status` has it, one entry each: ``M path``
+            changed, ``A`` added, ``D`` deleted, ``T`` now a link or a file, ``?`` unknown to
+            git, ``R`` a repository whose files were frozen as files. Empty for the archive of
+            a folder. Where line ends on disk are others than the commit's, by rules of git,
+            that is no entry, but the tree has those on disk.
         branches: By experiment.
     """
 

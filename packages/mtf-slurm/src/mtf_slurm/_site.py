@@ -1,0 +1,106 @@
+"""With what a launcher submits, and what that makes of an experiment."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mtf_slurm.arrays import Code, Work
+from mtf_slurm.command import Commands
+from mtf_slurm.errors import SubmissionError
+from mtf_slurm.experiments import Experiment, checked_entry_point, dumped
+from mtf_slurm.git import GitManager
+from mtf_slurm.git.freeze import Choice
+from mtf_slurm.render import Template
+from mtf_slurm.settings import settings_of
+
+__all__ = ["Site", "excluded_in", "manager_of", "work_of"]
+
+_NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Site:
+    """What a launcher submits with.
+
+    Attributes:
+        commands: Runs Slurm's commands.
+        template: Of the jobs' script.
+        setup: The project's own lines of shell.
+        defaults: For keys that an experiment's ``slurm`` section has not.
+        excluded_nodes: Gives those that are left out in a folder of experiments.
+        entry_point: What experiments run whose config has none.
+        code: What jobs run; its snapshot is made for each batch.
+        git: Freezes the code; None to run what lies there.
+        push_to: A remote that gets the snapshots' branches, too.
+        num_packed: Experiments that one task runs.
+        max_array_size: Tasks of one array; None for what Slurm says.
+    """
+
+    commands: Commands
+    template: Template
+    setup: str
+    defaults: Mapping[str, Any]
+    excluded_nodes: Callable[[Path], Iterable[str]] | None
+    entry_point: str | None
+    code: Code
+    git: GitManager | None
+    push_to: str | None
+    num_packed: int
+    max_array_size: int | None
+
+
+def excluded_in(site: Site, folder: Path) -> list[str]:
+    """Return the nodes that are left out in a folder of experiments.
+
+    Raises:
+        ValueError: If a name is none of a node.
+    """
+    found = sorted(set(site.excluded_nodes(folder))) if site.excluded_nodes else []
+    for node in found:
+        if not _NODE.fullmatch(node):
+            msg = f"excluded_nodes gave {node!r}, which is no name of a node"
+            raise ValueError(msg)
+    return found
+
+
+def work_of(
+    site: Site, experiment: Experiment, folder: Path, excluded: Sequence[str]
+) -> Work:
+    """Return what an experiment asks for and runs.
+
+    Args:
+        site: With what it is submitted.
+        experiment: Its name is checked.
+        folder: Where its own folder lies.
+        excluded: Nodes that are left out besides its own.
+
+    Raises:
+        SubmissionError: If its config does not fit.
+        TemplateError: If the template would pass over what it asks for.
+    """
+    name = experiment.experiment_name
+    values = dumped(experiment)
+    settings = settings_of(name, values.get("slurm"), site.defaults)
+    if excluded:
+        nodes = [*([settings.exclude] if settings.exclude else []), *excluded]
+        settings = settings.model_copy(update={"exclude": ",".join(nodes)})
+    places = f"{folder}{site.code.project_root}"
+    if settings.container and re.search("[:,]", places):
+        reason = f"a container cannot be given folders with ':' or ',': {places}"
+        raise SubmissionError(name, reason)
+    site.template.check(settings)
+    entry_point = checked_entry_point(name, values.get("entry_point"))
+    return Work(settings, entry_point or site.entry_point)
+
+
+def manager_of(root: Path, folders: Iterable[Path]) -> GitManager:
+    """Return what freezes a project, without the folders of its experiments."""
+    choice = Choice()
+    inside = sorted(f.relative_to(root).as_posix() for f in folders if root in f.parents)
+    escaped = (re.sub(r"([\\*?\[ ])", r"\\\1", path) for path in inside)
+    exclude = dict.fromkeys((*choice.exclude, *(f"/{path}/" for path in escaped)))
+    return GitManager(root, choice=replace(choice, exclude=tuple(exclude)))

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtf_slurm._site import manager_of
+from mtf_slurm.errors import TemplateError
+from mtf_slurm.git import GitManager
+from mtf_slurm.testing import FakeSlurm
+
+Make = Callable[..., Any]
+
+
+def test_nodes_that_are_left_out(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
+) -> None:
+    """They join those that an experiment leaves out; a name that is none is refused."""
+    slurm.configure(is_held=True)
+    asked: list[Path] = []
+
+    def bad_nodes(folder: Path) -> list[str]:
+        asked.append(folder)
+        return ["n2", "n1", "n2"]
+
+    launcher = make_launcher(excluded_nodes=bad_nodes)
+    batch = [experiment("a"), experiment("b", exclude="n[7-9]")]
+    assert launcher.submit_experiment_batch(batch).failed == []
+    options = [task["options"]["exclude"] for task in slurm.tasks().values()]
+    assert options == ["n1,n2", "n[7-9],n1,n2"]
+    assert asked == [project / "experiments"]
+    with pytest.raises(ValueError, match="no name of a node"):
+        make_launcher(excluded_nodes=lambda _: ["n1;x"]).submit_experiment_batch(batch)
+
+
+def test_what_a_template_passes_over_is_refused(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm, tmp_path: Path
+) -> None:
+    """A setting that the script would not have is an error, not silently lost."""
+    slurm.configure(is_held=True)
+    path = tmp_path / "mine.sbatch"
+    path.write_text(
+        "#!/bin/bash\n#SBATCH --job-name=x\nexec {{ run }}\n", encoding="utf-8"
+    )
+    launcher = make_launcher(template_path=path)
+    batch = [experiment("a", qos="high"), experiment("b"), experiment("c")]
+    result = launcher.submit_experiment_batch(batch, after={"c": {"b": "afterok"}})
+    assert [row.job_id for row in result] == [None, "1", None]
+    said = [row.error or "" for row in result.failed]
+    assert "slurm.qos is set, and the template does not write {{ qos }}" in said[0]
+    assert "slurm.dependencies is set" in said[1]
+    assert slurm.tasks()["1"]["name"] == "b"
+    with pytest.raises(TemplateError, match=r"slurm\.gpus_per_node .*{{ gpus }} or"):
+        launcher.generate_sbatch_script(experiment("d", gpus_per_node=1))
+
+
+def test_experiments_within_the_project_are_not_frozen(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
+) -> None:
+    """Wherever they lie, a snapshot has the code, and not what experiments made."""
+    slurm.configure(is_held=True)
+    launcher = make_launcher(experiments_folder=project / "runs[1]")
+    launcher.submit_single_experiment(experiment("a"))
+    launcher.submit_single_experiment(experiment("b"))
+    said = json.loads((project / "runs[1]/b/code.json").read_text(encoding="utf-8"))
+    assert said["dirty"] == []
+
+
+def test_a_container_whose_folders_it_cannot_be_given(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm, tmp_path: Path
+) -> None:
+    """A colon would be read as two folders, so the experiment is refused."""
+    launcher = make_launcher(experiments_folder=tmp_path / "a:b")
+    [row] = launcher.submit_experiment_batch([experiment("e", container="image.sif")])
+    assert "':' or ','" in (row.error or "")
+    assert slurm.calls() == []
+
+
+def test_a_folder_that_is_given_later_is_not_frozen(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
+) -> None:
+    """Also one that `submit` is given, or that was asked about before, is left out."""
+    slurm.configure(is_held=True)
+    for name in "ab":
+        folder = project / "runs" / name
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text('{"do": "succeed"}', encoding="utf-8")
+    asked_first, at_once = make_launcher(), make_launcher()
+    assert asked_first.latest(["a"], folder=project / "runs") == [None]
+    for launcher, name in ((at_once, "a"), (asked_first, "b")):
+        launcher.submit([experiment(name)], folder=project / "runs")
+        text = (project / "runs" / name / "code.json").read_text(encoding="utf-8")
+        assert json.loads(text)["dirty"] == []
+
+
+def test_patterns_of_folders_are_their_names(project: Path, tmp_path: Path) -> None:
+    """What is special in a pattern is escaped; what lies elsewhere needs none."""
+    manager = manager_of(project, [project / "a*[1]", tmp_path / "elsewhere", project])
+    assert "/a\\*\\[1]/" in manager._choice.exclude
+    assert not [p for p in manager._choice.exclude if "elsewhere" in p or p == "/./"]
+
+
+def test_what_freezes_the_code_by_choice_stays(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
+) -> None:
+    """A manager that was given is asked to leave out nothing more than it does."""
+    slurm.configure(is_held=True)
+    folder = project / "runs" / "a"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text('{"do": "succeed"}', encoding="utf-8")
+    launcher = make_launcher(git=GitManager(project))
+    launcher.submit([experiment("a")], folder=project / "runs")
+    said = json.loads((folder / "code.json").read_text(encoding="utf-8"))
+    assert "? runs/a/config.yaml" in said["dirty"]
