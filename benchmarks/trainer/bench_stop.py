@@ -34,7 +34,13 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from mtf_trainer import EXIT_RESUME, GenericTrainer, GenericTrainerConfig
+from mtf_trainer import (
+    EXIT_RESUME,
+    GenericTrainer,
+    GenericTrainerConfig,
+    SnapshotSettings,
+)
+from mtf_trainer._loop.run_dir import memory_id
 
 STEPS_AN_EPOCH = 4000
 STEPS_BEFORE_TERM = 100
@@ -183,6 +189,12 @@ def kill_again_and_again(num_kills: int, every_s: float) -> Iterator[tuple[int, 
                 pass
             yield max(0, done - resumed_at), time.monotonic() - start
         child.signal(signal.SIGKILL)
+        # Nobody goes on with this run, so nobody gives its memory back.
+        run_dir = Path(name, "run")
+        run_id = json.loads((run_dir / "run.json").read_text("utf-8"))["run_id"]
+        memory = memory_id(run_dir, run_id)
+        for left in SnapshotSettings().folder.glob(f"mtf-{os.getuid()}-{memory}-*"):
+            left.unlink()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -30,6 +30,7 @@ from exact_runs import maker
 from lightning.fabric import Fabric
 
 from mtf_trainer import CheckpointSettings, SnapshotSettings
+from mtf_trainer._loop.run_dir import memory_id
 from mtf_trainer.testing import Make, outcome_of, run_whole
 
 EPOCHS = 12
@@ -118,6 +119,7 @@ def main() -> int:
     total: Counter[str] = Counter()
     wrong: list[int] = []
     expected: dict[int, Any] = {}
+    memory_ids: set[str] = set()
     began = time.monotonic()
     number = 0
     while total["kills"] < arguments.kills:
@@ -130,6 +132,8 @@ def main() -> int:
         most = arguments.kills - total["kills"]
         total += run_killed(kind, run_dir, draws, most)
         total["runs"] += 1
+        run_id = json.loads((run_dir / "run.json").read_text("utf-8"))["run_id"]
+        memory_ids.add(memory_id(run_dir, run_id))
         if outcome_of(run_dir) == expected[kind]:
             shutil.rmtree(run_dir)
         else:
@@ -137,7 +141,8 @@ def main() -> int:
         number += 1
         if sys.stderr.isatty() or number % 10 == 0:
             print(f"{total['kills']} of {arguments.kills} kills", file=sys.stderr)
-    left = [p.name for p in Path("/dev/shm").glob(f"mtf-{os.getuid()}-*")]  # noqa: S108
+    found = Path("/dev/shm").glob(f"mtf-{os.getuid()}-*")  # noqa: S108 - not ours alone
+    left = [path for path in found if path.name.split("-")[2] in memory_ids]
     told = {
         **total,
         "seed": arguments.seed,
