@@ -41,10 +41,13 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 def children() -> set[str]:
     """Return the ids of this process's children."""
-    found: set[str] = set()
-    for task in Path("/proc/self/task").glob("*/children"):
-        found.update(task.read_text("utf-8").split())
-    return found
+    tasks = Path("/proc/self/task")
+    while True:
+        try:
+            files = tasks.glob("*/children")
+            return {pid for file in files for pid in file.read_text("utf-8").split()}
+        except (FileNotFoundError, ProcessLookupError):
+            pass  # a thread ended; what it had begun is another's now: look again
 
 
 def open_files() -> int:
