@@ -50,8 +50,8 @@ def ended(
     return states
 
 
-def test_a_search_is_submitted_and_gathered(project: Project) -> None:
-    """A grid over typed configs, each trained as a task of an array; the best is found."""
+def test_a_search_is_submitted_and_gathered(client: Cluster, project: Project) -> None:
+    """A grid over typed configs, each a task of an array; the best, and what all used."""
     manager = ConfigurationManager(project.root)
     base = manager.create_config(
         {
@@ -62,15 +62,31 @@ def test_a_search_is_submitted_and_gathered(project: Project) -> None:
         }
     )
     grid = ParameterGrid("lr").add_parameter("optimizer.lr", [0.1, 0.001])
-    executor = GridSearchExecutor(
-        project.launcher(), manager, experiments_dir=project.experiments
-    )
-    result = executor.execute_grid_search(ParameterGridSearch(base), grid)
+    search, launcher = ParameterGridSearch(base), project.launcher()
+    folder = project.experiments / "search"
+    executor = GridSearchExecutor(launcher, manager, folder=folder)
+    result = executor.execute_grid_search(search, grid)
     assert result.counts == {Status.SUCCEEDED: 2}
-    best = SearchResults.read(result.folder).best("val/loss", "min")
+    best = SearchResults.read(folder).best("val/loss", "min")
     assert best.parameters["optimizer.lr"] == 0.1
-    [folder] = (result.folder / ".slurm").glob("0*")
-    assert len((folder / "tasks").read_text("utf-8").splitlines()) == 2
+    [submission] = (folder / ".slurm").glob("0*")
+    assert len((submission / "tasks").read_text("utf-8").splitlines()) == 2
+
+    job_ids = [str(record.job_id) for record in result.records.values()]
+    client.wait_until(
+        lambda: all(
+            end.cpu_s and end.max_rss_bytes for end in launcher.outcomes(job_ids)
+        ),
+        what="accounted",
+        deadline_s=SOON_S,
+    )
+    again = executor.execute_grid_search(search, grid)
+    assert [str(record.job_id) for record in again.records.values()] == job_ids
+    for record in again.records.values():
+        assert (record.attempts, record.reason) == (1, "")
+        assert record.usage.wall_s
+        assert record.usage.cpu_s
+        assert record.usage.max_rss_bytes
 
 
 def test_500_experiments_are_three_arrays(client: Cluster, project: Project) -> None:

@@ -167,6 +167,28 @@ def test_one_of_many_brings_it_back(
     assert slurm.tasks()[job_id]["restarts"] == 1
 
 
+def test_many_are_brought_back_at_once(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm
+) -> None:
+    """One command is enough; where it fails for one, the others come back all the same."""
+    slurm.configure(has_scontrol_on_nodes=False)
+    launcher = make_launcher()
+    batch = [experiment(f"e{i}", do="again", nice=i) for i in range(4)]
+    ids = launcher.submit_experiment_batch(batch).job_ids
+    while not all(state.is_final for state in launcher.states(ids)):
+        pass
+    slurm.configure(is_held=True)
+    requeue = ["scontrol", "requeue"]
+    assert launcher.bring_back(ids[:2]) == ids[:2]
+    assert slurm.calls("scontrol")[-1:] == [[*requeue, ",".join(ids[:2])]]
+    launcher.cancel([ids[0]])
+    slurm.fail("scontrol", "error: Invalid job id specified", status=1)
+    assert launcher.bring_back(ids[2:]) == ids[2:]
+    assert slurm.calls("scontrol")[-2:] == [[*requeue, ids[2]], [*requeue, ids[3]]]
+    assert [slurm.tasks()[i]["restarts"] for i in ids[1:]] == [1] * 3
+    assert launcher.bring_back(ids) == []
+
+
 def test_what_cannot_be_brought_back(
     asks_to_come_back: tuple[SLURMLauncher, str], experiment: Make, slurm: FakeSlurm
 ) -> None:

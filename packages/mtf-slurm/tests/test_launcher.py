@@ -80,7 +80,7 @@ def test_a_batch_is_one_array_and_a_row_each(
     assert [row.experiment_name for row in result] == ["a", "b", "no/name", "c", "d"]
     assert [row.job_id for row in result] == ["1_0", "1_1", None, None, "1_2"]
     assert [row.experiment_name for row in result.failed] == ["no/name", "c"]
-    assert "slurm.nodes" in (result.failed[1].error or "")
+    assert (result.failed[1].error or "").startswith("slurm.nodes is 0")
     assert len(result) == 5
     states = launcher.wait(result.job_ids, timeout_s=60)
     assert states == ["succeeded", "failed", "succeeded"]
@@ -430,6 +430,63 @@ def test_wait_tells_how_it_goes(
     assert seen == [{JobState.PENDING: 1}]
     assert launcher.wait([]) == []
     assert launcher.submit_experiment_batch([]).rows == ()
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        {"stderr": "slurm_load_jobs error: Unable to contact slurm controller"},
+        {"stderr": "", "status": 0, "stdout": "welcome\n"},
+    ],
+)
+def test_wait_outlasts_what_passes(
+    trouble: dict[str, Any],
+    make_launcher: Make,
+    experiment: Make,
+    slurm: FakeSlurm,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """No controller, or noise in its answers, ends no waiting before the patience ends."""
+    launcher = make_launcher(commands=Commands(num_attempts=1))
+    job_id = launcher.submit_single_experiment(experiment("e"))
+    slurm.fail("squeue", times=3, **trouble)
+    assert launcher.wait([job_id], timeout_s=60) == ["succeeded"]
+    assert "states stay as they were" in caplog.text
+    assert caplog.text.count("Slurm answers again") == 1
+    slurm.fail("squeue", times=99, **trouble)
+    assert launcher.wait([job_id], timeout_s=0) == ["unknown"]
+    with pytest.raises((SchedulerUnreachableError, UnreadableReplyError)):
+        launcher.wait([job_id], patience_s=0)
+
+
+def test_how_jobs_ended_is_told(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
+) -> None:
+    """Reasons come from what jobs left, else from Slurm; usage from accounting, or is None."""
+    launcher = make_launcher()
+    batch = [experiment("a"), experiment("b", do="fail"), experiment("c", do="again")]
+    asked = [experiment(e.experiment_name, e.values["do"], requeue=False) for e in batch]
+    ids = launcher.submit_experiment_batch(asked).job_ids
+    launcher.wait(ids, timeout_s=60)
+    err = project / "experiments" / "b" / f"{ids[1]}.err"
+    err.write_text("Traceback\nValueError: oh\n\n", encoding="utf-8")
+    row = "{}|{}|1:0|7|5|2|1|00:02.187|500M|mem=500M|||\n"
+    step = "{}.batch|COMPLETED|0:0|7||2|1|00:02.187|||12312K|1|mem=12312K\n"
+    words = ("COMPLETED", "OUT_OF_MEMORY", "FAILED")
+    rows = [
+        text.format(i, w) for i, w in zip(ids, words, strict=True) for text in (row, step)
+    ]
+    slurm.fail("sacct", "", status=0, stdout="".join(rows))
+    ends = launcher.outcomes(ids)
+    assert [end.reason for end in ends] == [
+        "",
+        "exit code 3; Slurm says OUT_OF_MEMORY: ValueError: oh",
+        "it was preempted, and did not come back",
+    ]
+    assert {end[1:] for end in ends} == {(7.0, 2.187, 12312 * 1024)}
+    assert len(slurm.calls("sacct")) == 1
+    slurm.configure(has_accounting=False)
+    assert [end[1:] for end in launcher.outcomes(ids)] == [(None, None, None)] * 3
 
 
 def test_folders_that_cannot_be_used(make_launcher: Make, tmp_path: Path) -> None:

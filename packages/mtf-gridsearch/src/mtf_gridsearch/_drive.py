@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mtf_gridsearch._account import outcomes
 from mtf_gridsearch._plain import nearest
 from mtf_gridsearch._progress import (
     NOT_STARTED,
@@ -157,12 +158,15 @@ class Drive:
         words = self._ask(lambda: list(self._launcher.states(job_ids)))
         if words is None:
             return 0
-        records = []
+        over = {}
         for name, word in zip(names, words, strict=True):
             running = self._running[name]
             running.state = JobState(word)
             if running.state.is_final or self._is_lost(running):
-                records.append(self._end(name, running))
+                over[name] = running
+        told = self._told([running.job_id for running in over.values()])
+        pairs = zip(over.items(), told, strict=True)
+        records = [self._end(name, running, *how) for (name, running), how in pairs]
         self._journal.ended(records)
         for record in records:
             running = self._running.pop(record.experiment_name)
@@ -201,13 +205,14 @@ class Drive:
             running.unknown_since_s = now
         return now - running.unknown_since_s >= self._settings.unknown_grace_s
 
-    def _end(self, name: str, running: Running) -> ExperimentRecord:
+    def _end(
+        self, name: str, running: Running, reason: str, usage: Usage
+    ) -> ExperimentRecord:
         """Return the record of an experiment whose job has ended."""
         record = self._known(name)
         status = Status(running.state)
         is_stopped = self._journal.is_stopping(name) and status is not Status.SUCCEEDED
         running.reader.read()
-        reason, usage = self._outcome(running.job_id)
         return replace(
             record,
             status=Status.STOPPED if is_stopped else status,
@@ -216,11 +221,10 @@ class Drive:
             usage=usage,
         )
 
-    def _outcome(self, job_id: str) -> tuple[str, Usage]:
-        """Return why a job failed and what it used, where the launcher tells."""
-        outcome = getattr(self._launcher, "outcome", None)
-        told = None if outcome is None else self._ask(lambda: outcome(job_id))
-        return told or ("", Usage())
+    def _told(self, job_ids: list[str]) -> list[tuple[str, Usage]]:
+        """Return why jobs failed and what they used, where the launcher tells."""
+        told = self._ask(lambda: outcomes(self._launcher, job_ids))
+        return told or [("", Usage())] * len(job_ids)
 
     def _retry(self, record: ExperimentRecord, running: Running) -> None:
         """Put an experiment back in the queue, if it may be started again."""

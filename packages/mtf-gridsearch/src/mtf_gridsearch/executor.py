@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from mtf_gridsearch import _folder, _yaml
+from mtf_gridsearch._account import account
 from mtf_gridsearch._drive import Drive
 from mtf_gridsearch._live import SilentView, make_view
 from mtf_gridsearch._progress import (
@@ -264,6 +265,7 @@ class GridSearchExecutor:
                         "Stopping what runs; Ctrl-C once more does not wait for that."
                     )
                     drive.cancel_all()
+            account(journal, launcher)
             records = journal.records
             if is_done:
                 is_repair = not search.starts(Status.MISSING)

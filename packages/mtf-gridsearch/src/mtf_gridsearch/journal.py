@@ -150,6 +150,9 @@ def _fold(entries: _Entries, line: Mapping[str, Any], folder: str) -> None:
         entry.reason, entry.ended_at, entry.is_stopping = line["reason"], at, False
         entry.metrics = {name: _summary(v) for name, v in line["metrics"].items()}
         entry.usage = Usage(**line["usage"])
+    elif event == "used":
+        if entry.job_id == _found(line["job_id"], folder):
+            entry.usage = Usage(**line["usage"])
     elif event in ("dropped", "restored"):
         entry.is_dropped = event == "dropped"
     else:
@@ -296,6 +299,21 @@ class Journal:
                 "usage": asdict(record.usage),
             }
             for record in records
+        )
+
+    def used(self, usages: Mapping[str, Usage]) -> None:
+        """Note what the last jobs of experiments used, known only after their ends.
+
+        Raises:
+            SearchFolderError: If it cannot be written.
+        """
+        self._write(
+            {
+                **_head("used", name),
+                "job_id": placed_id(self._entries[name].job_id or "", self._place),
+                "usage": asdict(usage),
+            }
+            for name, usage in usages.items()
         )
 
     def close(self) -> None:

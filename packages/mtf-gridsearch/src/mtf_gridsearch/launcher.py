@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
-__all__ = ["Experiment", "JobState", "Launcher", "Submission", "Submitted"]
+__all__ = ["Experiment", "JobState", "Launcher", "Outcome", "Submission", "Submitted"]
 
 
 class JobState(StrEnum):
@@ -60,6 +60,26 @@ class Submitted(Protocol):
     @property
     def error(self) -> str | None:
         """Why it was not started; None if it was."""
+
+
+class Outcome(Protocol):
+    """What a launcher knows of how a job ended, besides its state; None where it does not."""
+
+    @property
+    def reason(self) -> str:
+        """Why it failed; empty where there is nothing to say."""
+
+    @property
+    def wall_s(self) -> float | None:
+        """How long it ran, in seconds."""
+
+    @property
+    def cpu_s(self) -> float | None:
+        """What its processes used of all CPUs together, in seconds."""
+
+    @property
+    def max_rss_bytes(self) -> int | None:
+        """The most memory that it held."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,7 +14,6 @@ import pytest
 from mtf_gridsearch.launcher import JobState
 from mtf_gridsearch.local import _files, _processes, attempt
 from mtf_gridsearch.local.attempt import Attempt, Outcome
-from mtf_gridsearch.records import Usage
 
 
 @pytest.fixture
@@ -102,7 +101,7 @@ def test_an_end_that_cannot_be_written(
 
     monkeypatch.setattr(_files, "append_line", append_line)
     assert first.state() is JobState.NODE_FAILED
-    assert first.outcome() == Outcome("", Usage())
+    assert first.outcome() == Outcome()
     Attempt(first.folder, 2).create()
     fd = _files.try_lock(str(first.folder / ".lock"))
     assert fd is not None
@@ -142,14 +141,14 @@ def test_damaged_files(first: Attempt, content: bytes, state: JobState) -> None:
     """Whatever a file holds, asking gives a state and never an error."""
     Path(first.job_id + ".job").write_bytes(content)
     assert first.state() is state
-    assert first.outcome().usage.wall_s is None
+    assert first.outcome().wall_s is None
 
 
 def test_no_file(tmp_path: Path) -> None:
     """Nothing is known of an attempt that has no file."""
     missing = Attempt(tmp_path / "a", 1)
     assert missing.state() is JobState.UNKNOWN
-    assert missing.outcome() == Outcome("", Usage())
+    assert missing.outcome() == Outcome()
     missing.cancel(0)
 
 

@@ -21,8 +21,8 @@ from mtf_gridsearch.errors import LauncherError
 from mtf_gridsearch.launcher import JobState, Launcher, Submission
 from mtf_gridsearch.local import _files, runner
 from mtf_gridsearch.local import launcher as module
+from mtf_gridsearch.local.attempt import Outcome
 from mtf_gridsearch.local.launcher import LocalLauncher
-from mtf_gridsearch.records import Usage
 from mtf_gridsearch.testing import PlainExperiment, write_experiment
 
 WAIT = """
@@ -68,7 +68,7 @@ class Place:
             if now.is_final or state.is_final:
                 assert now in {state, JobState.PENDING, JobState.RUNNING}, (
                     now,
-                    launcher.outcome(job_id).reason,
+                    launcher.outcomes([job_id])[0].reason,
                 )
             return now is state
 
@@ -78,7 +78,7 @@ class Place:
         launcher = self.launcher(text, **options)
         job_id = self.submit(launcher, name)
         self.wait_for(lambda: launcher.states([job_id])[0].is_final)
-        return launcher.states([job_id])[0], launcher.outcome(job_id).reason
+        return launcher.states([job_id])[0], launcher.outcomes([job_id])[0].reason
 
 
 @pytest.fixture
@@ -186,8 +186,8 @@ def test_a_crash_touches_no_other(place: Place) -> None:
     good, bad = place.submit(launcher, "good"), place.submit(launcher, "bad")
     place.until(launcher, bad, JobState.FAILED)
     place.until(launcher, good, JobState.SUCCEEDED)
-    assert launcher.outcome(bad).reason == "exit code 1: ValueError: oh"
-    assert launcher.outcome(good).reason == ""
+    assert launcher.outcomes([bad])[0].reason == "exit code 1: ValueError: oh"
+    assert launcher.outcomes([good])[0].reason == ""
 
 
 def test_a_failure_that_says_nothing(place: Place) -> None:
@@ -209,7 +209,7 @@ def test_a_killed_experiment(place: Place) -> None:
     place.until(launcher, doomed, JobState.RUNNING)
     os.kill(int(facts(doomed, "running")["pid"]), signal.SIGKILL)
     place.until(launcher, doomed, JobState.FAILED)
-    assert "killed by signal 9" in launcher.outcome(doomed).reason
+    assert "killed by signal 9" in launcher.outcomes([doomed])[0].reason
     (place.folder / "other" / "go_on").touch()
     place.until(launcher, other, JobState.SUCCEEDED)
 
@@ -253,10 +253,10 @@ def test_a_killed_runner_takes_its_experiment_along(place: Place) -> None:
     os.kill(int(pid), signal.SIGKILL)
     place.wait_for(lambda: not any(map(is_alive, group)))
     place.until(launcher, job_id, JobState.NODE_FAILED)
-    reason = launcher.outcome(job_id).reason
+    reason = launcher.outcomes([job_id])[0].reason
     assert f"runner, process {pid}, was killed" in reason
     assert not is_alive(daemon)
-    assert launcher.outcome(job_id) == place.launcher("").outcome(job_id)
+    assert launcher.outcomes([job_id])[0] == place.launcher("").outcomes([job_id])[0]
 
 
 def test_after_a_killed_runner_it_can_be_run_again(place: Place) -> None:
@@ -305,6 +305,7 @@ def test_what_is_left_behind_is_killed(place: Place) -> None:
 SUBMITTER = """
 import os, sys
 from pathlib import Path
+from mtf_gridsearch.local.attempt import Outcome
 from mtf_gridsearch.local.launcher import LocalLauncher
 from mtf_gridsearch.testing import write_experiment
 script, folder, number = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
@@ -358,6 +359,7 @@ def test_ended_while_nobody_looked(place: Place) -> None:
 RACER = """
 import sys, time
 from pathlib import Path
+from mtf_gridsearch.local.attempt import Outcome
 from mtf_gridsearch.local.launcher import LocalLauncher
 from mtf_gridsearch.testing import PlainExperiment
 script, folder, number = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
@@ -428,7 +430,7 @@ def test_cancel_of_the_deaf(place: Place) -> None:
     launcher.cancel([job_id])
     launcher.cancel([job_id])
     place.until(launcher, job_id, JobState.CANCELLED)
-    assert launcher.outcome(job_id).reason == "it was cancelled"
+    assert launcher.outcomes([job_id])[0].reason == "it was cancelled"
 
 
 def test_cancel_right_after_submit(place: Place) -> None:
@@ -449,7 +451,7 @@ def test_cancel_of_what_waits(place: Place) -> None:
     assert launcher.states([second]) == [JobState.PENDING]
     launcher.cancel([second])
     place.until(launcher, second, JobState.CANCELLED)
-    assert launcher.outcome(second).reason == "before it began"
+    assert launcher.outcomes([second])[0].reason == "before it began"
     assert not (place.folder / "second" / "here").exists()
     launcher.cancel([first])
     place.until(launcher, first, JobState.CANCELLED)
@@ -492,9 +494,9 @@ def test_usage(place: Place) -> None:
     """
     launcher = place.launcher(text)
     job_id = place.submit(launcher)
-    assert launcher.outcome(job_id).usage == Usage()
+    assert launcher.outcomes([job_id])[0] == Outcome()
     place.until(launcher, job_id, JobState.SUCCEEDED)
-    usage = launcher.outcome(job_id).usage
+    usage = launcher.outcomes([job_id])[0]
     assert usage.wall_s is not None
     assert usage.cpu_s is not None
     assert usage.max_rss_bytes is not None
@@ -601,7 +603,7 @@ def test_a_module_that_is_missing(place: Place) -> None:
     launcher = LocalLauncher("no_such_module:train")
     job_id = place.submit(launcher)
     place.until(launcher, job_id, JobState.FAILED)
-    assert "No module named 'no_such_module'" in launcher.outcome(job_id).reason
+    assert "No module named 'no_such_module'" in launcher.outcomes([job_id])[0].reason
 
 
 def test_an_interpreter_that_has_gone(place: Place) -> None:
@@ -612,7 +614,7 @@ def test_an_interpreter_that_has_gone(place: Place) -> None:
     python.unlink()
     job_id = place.submit(launcher)
     place.until(launcher, job_id, JobState.FAILED)
-    reason = launcher.outcome(job_id).reason
+    reason = launcher.outcomes([job_id])[0].reason
     assert f"{python} cannot be run: [Errno 2]" in reason
 
 
@@ -793,6 +795,7 @@ def test_a_config_that_is_a_folder(place: Place) -> None:
 CRAMPED = """
 import resource, sys
 from pathlib import Path
+from mtf_gridsearch.local.attempt import Outcome
 from mtf_gridsearch.local.launcher import LocalLauncher
 from mtf_gridsearch.testing import PlainExperiment
 launcher = LocalLauncher(sys.argv[1])
@@ -828,7 +831,7 @@ def test_the_end_can_be_noted_on_a_full_disk(place: Place) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     place.until(launcher, job_id, JobState.FAILED)
-    assert launcher.outcome(job_id).reason == "exit code 1: " + "x" * 600
+    assert launcher.outcomes([job_id])[0].reason == "exit code 1: " + "x" * 600
     assert Path(job_id + ".job").stat().st_size == 4096
 
 
@@ -867,7 +870,7 @@ def test_durations_are_not_taken_from_the_clock(place: Place) -> None:
     launcher = place.launcher("")
     job_id = place.submit(launcher)
     place.until(launcher, job_id, JobState.SUCCEEDED)
-    wall_s = launcher.outcome(job_id).usage.wall_s
+    wall_s = launcher.outcomes([job_id])[0].wall_s
     assert wall_s is not None
     assert 0 <= wall_s <= time.monotonic() - before
 

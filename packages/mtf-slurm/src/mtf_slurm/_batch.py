@@ -361,7 +361,10 @@ def submit_batch(  # noqa: PLR0913 -- each is set by name
                 raise SubmissionError(name, reason)
             works[name] = work
         except (MtfSlurmError, OSError) as error:
-            refused[name] = str(error)
+            # The row has the name already.
+            refused[name] = str(
+                error.reason if isinstance(error, SubmissionError) else error
+            )
     works = {name: work for name, work in works.items() if name not in refused}
     if works:
         with _once.lock(folder, timeout_s=lock_timeout_s) as lock_fd:

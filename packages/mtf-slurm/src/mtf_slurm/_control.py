@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
+import math
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from mtf_slurm import _once, arrays, query
 from mtf_slurm._outcomes import Outcomes, task_of
-from mtf_slurm.command import Commands
-from mtf_slurm.errors import SchedulerCommandError, SubmissionError
+from mtf_slurm.command import Commands, NoAnswerError
+from mtf_slurm.errors import (
+    SchedulerCommandError,
+    SubmissionError,
+    UnreadableReplyError,
+)
 from mtf_slurm.git.provenance import SUBMISSION_NAME
 from mtf_slurm.states import JobState
 
@@ -25,11 +34,17 @@ __all__ = [
     "latest",
     "requeue",
     "states_now",
+    "wait",
 ]
+
+_log = logging.getLogger("mtf_slurm")
+
+T = TypeVar("T")
 
 MAY_COME_BACK = frozenset({JobState.PREEMPTED, JobState.TIMEOUT, JobState.FAILED})
 """States of jobs that may have left a mark to be brought back."""
 
+_BACK = frozenset({JobState.PENDING, JobState.RUNNING})
 _NUM_CANCELLED = 200
 _NUM_REQUEUED = 100
 _UNKNOWN = "0"  # stands for the id of a job whose answer was lost
@@ -155,17 +170,36 @@ def bring_back(
     if not marked:
         return []
     outcomes = Outcomes(commands, marked, folders)
-    back = []
-    for job_id, path in marked.items():
-        if outcomes.is_others(job_id):
-            continue
-        with _taken(path) as mark:
-            if mark is None:
-                continue
-            with suppress(SchedulerCommandError):  # else another submission goes on
-                commands.run(("scontrol", "requeue", task_of(job_id)))
-                back.append(job_id)
-            mark.unlink(missing_ok=True)
+    own = [(i, path) for i, path in marked.items() if not outcomes.is_others(i)]
+    back: list[str] = []
+    for some in _parted(own, _NUM_REQUEUED):
+        with ExitStack() as held:
+            marks = {i: held.enter_context(_taken(path)) for i, path in some}
+            ours = {i: mark for i, mark in marks.items() if mark is not None}
+            back += _requeued(commands, [*ours], folders)
+            for mark in ours.values():
+                mark.unlink(missing_ok=True)
+    return back
+
+
+def _requeued(
+    commands: Commands, job_ids: Sequence[str], folders: Iterable[Path]
+) -> list[str]:
+    """Requeue jobs, as far as Slurm does; return those that wait or run again."""
+    if not job_ids:
+        return []
+    try:
+        commands.run(("scontrol", "requeue", ",".join(map(task_of, job_ids))))
+    except SchedulerCommandError:
+        if len(job_ids) == 1:
+            return []  # another submission goes on
+    else:
+        return list(job_ids)
+    outcomes = Outcomes(commands, job_ids, folders)
+    back = [i for i in job_ids if outcomes.state(i) in _BACK]
+    for job_id in job_ids:
+        if job_id not in back:
+            back += _requeued(commands, [job_id], folders)
     return back
 
 
@@ -184,6 +218,63 @@ def states_now(
     ended = [job_id for job_id, state in states.items() if state in MAY_COME_BACK]
     states |= dict.fromkeys(bring_back(commands, ended, folders), JobState.PENDING)
     return [states[job_id] for job_id in job_ids]
+
+
+def wait(  # noqa: PLR0913 -- each is set by name
+    commands: Commands,
+    job_ids: Sequence[str],
+    folders: Collection[Path],
+    *,
+    interval_s: float,
+    patience_s: float,
+    timeout_s: float | None,
+    on_progress: Callable[[Mapping[JobState, int]], None] | None,
+) -> list[JobState]:
+    """Wait until all jobs have ended; return their states.
+
+    Args:
+        commands: What asks.
+        job_ids: Which.
+        folders: Of experiments, where the files of jobs lie.
+        interval_s: Between two questions, in seconds.
+        patience_s: How long nobody may answer, or in a way that cannot be read, in seconds.
+        timeout_s: After which to return, whatever the states are, in seconds.
+        on_progress: Gets the number of jobs in each state, whenever it changes.
+
+    Raises:
+        SchedulerUnreachableError: If Slurm cannot be asked.
+        SchedulerCommandError: If it refuses to answer.
+        UnreadableReplyError: If its answers cannot be parsed.
+    """
+    began_s = heard_s = time.monotonic()
+    deadline = math.inf if timeout_s is None else began_s + timeout_s
+    states = [JobState.UNKNOWN] * len(job_ids)
+    last: Mapping[JobState, int] | None = None
+    is_stale = False
+    while True:
+        try:
+            states = states_now(commands, job_ids, folders)
+        except (NoAnswerError, UnreadableReplyError) as error:
+            now = time.monotonic()
+            if now - heard_s >= patience_s and now < deadline:
+                raise
+            if not is_stale:
+                _log.warning("states stay as they were, for now: %s", error)
+            is_stale = True
+        else:
+            if is_stale:
+                _log.warning("Slurm answers again")
+            is_stale, heard_s = False, time.monotonic()
+            counts = Counter(states)
+            if on_progress is not None and counts != last:
+                on_progress(counts)
+            last = counts
+            if all(state.is_final for state in states):
+                return states
+        wait_s = min(interval_s, deadline - time.monotonic())
+        if wait_s <= 0:
+            return states
+        time.sleep(wait_s)
 
 
 def _forget_marks(folders: Iterable[Path], job_ids: Iterable[str]) -> None:
@@ -271,5 +362,5 @@ def _files(folders: Iterable[Path], job_ids: Iterable[str]) -> dict[str, Path]:
     return found
 
 
-def _parted(items: Sequence[str], size: int) -> list[Sequence[str]]:
+def _parted(items: Sequence[T], size: int) -> list[Sequence[T]]:
     return [items[at : at + size] for at in range(0, len(items), size)]

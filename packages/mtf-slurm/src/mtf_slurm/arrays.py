@@ -267,7 +267,12 @@ class Job:
         return {i: self.experiments_folder / name / i for name, i in ids.items()}
 
     def left(self, name: str, job_id: str) -> JobState | None:
-        """Return how an experiment says that it ended; None where it does not.
+        """Return how an experiment says that it ended; None where it does not."""
+        told = self.end(name, job_id)
+        return told and told[1]
+
+    def end(self, name: str, job_id: str) -> tuple[int, JobState] | None:
+        """Return the status that an experiment ended with, and how it says that it ended.
 
         In ``<job_id>.exit``: its status, the token of the submission, since ids may come
         again, and where that says more, the state.
@@ -277,7 +282,8 @@ class Job:
             status, *more = path.read_text(encoding="ascii").split()
             if more and more[0] != self.token:
                 return None
-            return JobState(more[1]) if more[1:] else from_exit_status(int(status))
+            number = int(status)
+            return number, JobState(more[1]) if more[1:] else from_exit_status(number)
         except (OSError, ValueError):
             return None
 

@@ -13,8 +13,6 @@ went: 0 succeeded, 75 it saved and asks to be continued, anything else failed.
 from __future__ import annotations
 
 import os
-import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -24,6 +22,7 @@ from typing import Any, Literal
 
 from mtf_slurm import _control, arrays
 from mtf_slurm._batch import script_of, submit_batch
+from mtf_slurm._ends import End, ends
 from mtf_slurm._outcomes import Outcomes
 from mtf_slurm._site import Site, excluded_in, manager_of, work_of
 from mtf_slurm.after import After
@@ -266,6 +265,13 @@ class SLURMLauncher:
         outcomes = Outcomes(self._commands, _several(job_ids), self._folders)
         return [outcomes.state(job_id) for job_id in job_ids]
 
+    def outcomes(self, job_ids: Sequence[str]) -> list[End]:
+        """Return why jobs failed and what they used, in order; nothing before their ends.
+
+        Accounting tells some time after an end; what several in one task used, it does not.
+        """
+        return ends(self._commands, _several(job_ids), self._folders)
+
     def latest(self, names: Sequence[str], *, folder: Path) -> list[str | None]:
         """Return the last job of each experiment in *folder*; None where none is known.
 
@@ -322,6 +328,7 @@ class SLURMLauncher:
         job_ids: Sequence[str],
         *,
         timeout_s: float | None = None,
+        patience_s: float = 600.0,
         on_progress: Callable[[Mapping[JobState, int]], None] | None = None,
     ) -> list[JobState]:
         """Wait until all jobs have ended; return their states.
@@ -331,30 +338,24 @@ class SLURMLauncher:
         Args:
             job_ids: Which.
             timeout_s: After which to return, whatever the states are, in seconds.
+            patience_s: How long nobody may answer, or in a way that cannot be read, in
+                seconds; states stay as they were meanwhile, and the log says so.
             on_progress: Gets the number of jobs in each state, whenever it changes.
 
         Raises:
             SchedulerUnreachableError: If Slurm cannot be asked.
             SchedulerCommandError: If it refuses to answer.
-            UnreadableReplyError: If its answer cannot be parsed.
+            UnreadableReplyError: If its answers cannot be parsed.
         """
-        job_ids = _several(job_ids)
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        last: Mapping[JobState, int] | None = None
-        while True:
-            states = _control.states_now(self._commands, job_ids, self._folders)
-            counts = Counter(states)
-            if on_progress is not None and counts != last:
-                on_progress(counts)
-            last = counts
-            if all(state.is_final for state in states):
-                return states
-            wait_s = self.poll_interval_s
-            if deadline is not None:
-                wait_s = min(wait_s, deadline - time.monotonic())
-            if wait_s <= 0:
-                return states
-            time.sleep(wait_s)
+        return _control.wait(
+            self._commands,
+            _several(job_ids),
+            self._folders,
+            interval_s=self.poll_interval_s,
+            patience_s=patience_s,
+            timeout_s=timeout_s,
+            on_progress=on_progress,
+        )
 
     def prune_branches(self, *, older_than: timedelta) -> list[Branch]:
         """Delete the branches of old snapshots, but of jobs that have not ended.

@@ -21,7 +21,6 @@ from typing import NamedTuple
 
 from mtf_gridsearch.launcher import JobState
 from mtf_gridsearch.local import _files, _processes
-from mtf_gridsearch.records import Usage
 
 __all__ = ["NAME", "Attempt", "Outcome", "boot_id", "lock_within", "newest"]
 
@@ -33,10 +32,12 @@ _POLL_S = 0.01
 
 
 class Outcome(NamedTuple):
-    """How a job ended: why it failed, empty where there is nothing to say, and its usage."""
+    """How a job ended: `mtf_gridsearch.launcher.Outcome`."""
 
-    reason: str
-    usage: Usage
+    reason: str = ""
+    wall_s: float | None = None
+    cpu_s: float | None = None
+    max_rss_bytes: int | None = None
 
 
 class Attempt:
@@ -93,14 +94,13 @@ class Attempt:
             end = self._read().get("ended", {})
         except OSError:
             end = {}
-        usage = Usage(
+        rss = _number(end.get("max_rss_bytes"))
+        return Outcome(
+            reason=end.get("reason", ""),
             wall_s=_number(end.get("wall_s")),
             cpu_s=_number(end.get("cpu_s")),
-            max_rss_bytes=None
-            if (n := _number(end.get("max_rss_bytes"))) is None
-            else int(n),
+            max_rss_bytes=None if rss is None else int(rss),
         )
-        return Outcome(end.get("reason", ""), usage)
 
     def cancel(self, patience_s: float) -> None:
         """Ask its runner to end it.

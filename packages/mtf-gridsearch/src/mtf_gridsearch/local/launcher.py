@@ -29,7 +29,6 @@ from mtf_gridsearch.errors import LauncherError
 from mtf_gridsearch.launcher import Experiment, JobState, Submission
 from mtf_gridsearch.local import _call, _files, runner
 from mtf_gridsearch.local.attempt import NAME, Attempt, Outcome, lock_within, newest
-from mtf_gridsearch.records import Usage
 
 __all__ = ["LocalLauncher"]
 
@@ -169,10 +168,10 @@ class LocalLauncher:
         config = Path(folder).absolute() / experiment.experiment_name / "config.yaml"
         return [*self._command, str(config)]
 
-    def outcome(self, job_id: str) -> Outcome:
-        """Return why a job failed and what it used; nothing is known before its end."""
-        attempt = Attempt.of(job_id)
-        return Outcome("", Usage()) if attempt is None else attempt.outcome()
+    def outcomes(self, job_ids: Sequence[str]) -> list[Outcome]:
+        """Return why jobs failed and what they used; nothing is known before their ends."""
+        attempts = map(Attempt.of, job_ids)
+        return [attempt.outcome() if attempt else Outcome() for attempt in attempts]
 
     def latest(self, names: Sequence[str], *, folder: Path) -> list[str | None]:
         """Return the last job of each experiment in *folder*; None where none is known."""

@@ -34,6 +34,7 @@ _FORMAT = (
     "TRESUsageInTot",
 )
 _SHOWN = 10
+_MOST_TASKS = 100  # of more, accounting is asked for whole arrays
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "P": 2**50}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGTP]?)")
 _TIME = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+(?:\.\d+)?)")
@@ -46,6 +47,7 @@ class Efficiency:
     Attributes:
         job_id: Which; empty for several.
         state: How it is; None for several.
+        said: Slurm's own words for that, such as ``OUT_OF_MEMORY``; empty for several.
         elapsed_s: How long it ran, in seconds; the sum of all.
         time_limit_s: How long it was allowed to; None for no limit, too.
         num_cpus: CPUs that it had; None for several.
@@ -60,6 +62,7 @@ class Efficiency:
 
     job_id: str
     state: JobState | None
+    said: str
     elapsed_s: float
     time_limit_s: float | None
     num_cpus: int | None
@@ -124,6 +127,7 @@ class EfficiencyReport:
         return Efficiency(
             job_id="",
             state=None,
+            said="",
             elapsed_s=sum(job.elapsed_s for job in self.jobs),
             time_limit_s=sum(a for a, _ in time) if len(time) == len(self.jobs) else None,
             num_cpus=None,
@@ -181,8 +185,9 @@ def efficiency(
     commands = commands or Commands()
     tasks = list(dict.fromkeys(i.partition(".")[0] for i in job_ids if query.base_of(i)))
     bases = sorted({base for i in tasks if (base := query.base_of(i))}, key=int)
+    asked = bases if len(tasks) > _MOST_TASKS else tasks
     lines: dict[str, list[dict[str, str]]] = {}
-    for part in query.chunks(bases):
+    for part in query.chunks(asked):
         argv = (
             *("sacct", "--noheader", "--parsable2"),
             *(f"--format={','.join(_FORMAT)}", f"--jobs={part}"),
@@ -224,6 +229,7 @@ def _of_job(
     return Efficiency(
         job_id=job_id,
         state=from_slurm(line["State"], line["ExitCode"]),
+        said=line["State"],
         elapsed_s=elapsed_s,
         time_limit_s=int(limit) * 60.0 if limit.isdecimal() else None,
         num_cpus=cpus,

@@ -1,0 +1,126 @@
+"""Why jobs failed and what they used, from what they left and from accounting."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from mtf_slurm import arrays, query
+from mtf_slurm._outcomes import task_of
+from mtf_slurm.arrays import Job
+from mtf_slurm.command import Commands
+from mtf_slurm.errors import MtfSlurmError
+from mtf_slurm.follow.efficiency import Efficiency, efficiency
+from mtf_slurm.states import JobState
+
+__all__ = ["End", "ends"]
+
+_TAIL_BYTES = 64 * 1024
+_REASON_CHARS = 600
+_SIGNALLED = range(129, 193)  # a shell's status: 128 and the signal's number
+_NO_MEMORY = "OUT_OF_MEMORY"
+_WHY = {
+    JobState.CANCELLED: "it was cancelled",
+    JobState.PREEMPTED: "it was preempted, and did not come back",
+    JobState.TIMEOUT: "it reached its time limit",
+}
+
+
+class End(NamedTuple):
+    """How a job ended; None where it is not known, or not accounted.
+
+    Attributes:
+        reason: Why it failed; empty where there is nothing to say.
+        wall_s: How long it ran, in seconds; of one that came back, the last time.
+        cpu_s: What its processes used of all CPUs together, in seconds.
+        max_rss_bytes: The most memory that one of its steps held.
+    """
+
+    reason: str = ""
+    wall_s: float | None = None
+    cpu_s: float | None = None
+    max_rss_bytes: int | None = None
+
+
+def ends(
+    commands: Commands, job_ids: Sequence[str], folders: Iterable[Path]
+) -> list[End]:
+    """Return how jobs ended, in order; accounting is asked once.
+
+    What several in one task used is not known of each.
+
+    Args:
+        commands: What asks.
+        job_ids: Which.
+        folders: Of experiments, where the files of jobs lie.
+    """
+    folders = tuple(folders)
+    used = {job.job_id: job for job in _accounted(commands, job_ids)}
+    owners = _owners(folders, {*job_ids})
+    found = []
+    for job_id in job_ids:
+        job = used.get(task_of(job_id))
+        reason = _reason(job_id, owners.get(job_id), job)
+        if job is None or "." in job_id:
+            found.append(End(reason))
+        else:
+            found.append(End(reason, job.elapsed_s, job.cpu_used_s, job.mem_used_bytes))
+    return found
+
+
+def _accounted(commands: Commands, job_ids: Sequence[str]) -> Sequence[Efficiency]:
+    if not job_ids:
+        return ()
+    try:
+        return efficiency(job_ids, commands=commands).jobs
+    except MtfSlurmError:
+        return ()  # as at sites without accounting
+
+
+def _owners(
+    folders: Iterable[Path], job_ids: Collection[str]
+) -> dict[str, tuple[Job, str]]:
+    """Return of each job the submission and the experiment."""
+    bases = {query.base_of(job_id) for job_id in job_ids}
+    found: dict[str, tuple[Job, str]] = {}
+    for job in (job for folder in folders for job in arrays.jobs_in(folder)):
+        base = job.base_id()
+        if base and base in bases:
+            names = job.ids(base).items()
+            found |= {i: (job, name) for name, i in names if i in job_ids}
+    return found
+
+
+def _reason(job_id: str, owner: tuple[Job, str] | None, used: Efficiency | None) -> str:
+    left = owner[0].end(owner[1], job_id) if owner else None
+    if owner is None or left is None:  # it was ended before it could say anything
+        state = used.state if used else None
+        has_failed = state and state.is_final and state is not JobState.SUCCEEDED
+        return f"Slurm says {used.said}" if used and has_failed else ""
+    status, state = left
+    if state is not JobState.FAILED:
+        return _WHY.get(state, "")
+    what = f"exit code {status}"
+    if status in _SIGNALLED:
+        number = status - 128
+        what = f"killed by signal {number} ({signal.strsignal(number)})"
+    if used and used.said == _NO_MEMORY:
+        what += f"; Slurm says {used.said}"
+    job, name = owner
+    said = _last_line(job.experiments_folder / name / f"{job_id}.err")
+    return f"{what}: {said}" if said else what
+
+
+def _last_line(path: Path) -> str:
+    """Return the last line of a file that has any letters; empty if there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return last[:_REASON_CHARS]
