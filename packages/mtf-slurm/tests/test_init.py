@@ -21,7 +21,7 @@ def test_names_are_there_when_they_are_used() -> None:
         assert name in dir(mtf_slurm)
     assert mtf_slurm.SLURMLauncher.__module__ == "mtf_slurm.launcher"
     with pytest.raises(AttributeError, match="no attribute 'Launcher'"):
-        _ = mtf_slurm.Launcher  # type: ignore[attr-defined] -- mypy knows it, too
+        _ = mtf_slurm.Launcher  # type: ignore[attr-defined]
 
 
 def test_the_import_is_light() -> None:

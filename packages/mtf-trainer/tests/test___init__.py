@@ -20,7 +20,7 @@ def test_names_are_there_once() -> None:
 def test_unknown_name_is_an_attribute_error() -> None:
     """A name that is not there is reported as by any module."""
     with pytest.raises(AttributeError, match="no attribute 'Trainer'"):
-        _ = mtf_trainer.Trainer  # type: ignore[attr-defined] -- mypy knows it, too
+        _ = mtf_trainer.Trainer  # type: ignore[attr-defined]
 
 
 def test_version_is_the_distributions() -> None:
