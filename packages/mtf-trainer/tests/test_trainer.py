@@ -13,6 +13,7 @@ import pytest
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from mtf_trainer import (
@@ -538,6 +539,45 @@ def test_label_smoothing_is_for_training_alone(
 
     assert rows[0] != pytest.approx(before)
     assert smooth.validate(batches)["loss"] == pytest.approx(rows[1])
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_label_smoothing_holds_where_activations_are_computed_again(
+    make_trainer: MakeTrainer,
+    loader: DataLoader[Any],
+    tmp_path: Path,
+    *,
+    use_reentrant: bool,
+) -> None:
+    """A loss inside a checkpointed function is smoothed both times."""
+
+    def plain(trainer: GenericTrainer, batch: Any, _: int) -> Tensor:
+        x_BD, y_B = batch
+        return trainer.cross_entropy(trainer.model(x_BD), y_B)
+
+    def again(trainer: GenericTrainer, batch: Any, batch_idx: int) -> Tensor:
+        x_BD, y_B = batch
+
+        def loss(x_BD: Tensor) -> Tensor:
+            return plain(trainer, (x_BD, y_B), batch_idx)
+
+        x_BD.requires_grad_()
+        found: Tensor = checkpoint(loss, x_BD, use_reentrant=use_reentrant)
+        return found
+
+    weights = []
+    for step in (plain, again):
+        torch.manual_seed(0)
+        trainer = make_trainer(
+            model=nn.Linear(4, 2),
+            step=step,
+            label_smoothing=0.5,
+            run_dir=tmp_path / step.__name__,
+        )
+        trainer.fit(loader)
+        weights.append([p.detach().clone() for p in trainer.model.parameters()])
+
+    assert all(map(torch.equal, *weights))
 
 
 def test_label_smoothing_is_for_no_validation_wherever_it_is_called(

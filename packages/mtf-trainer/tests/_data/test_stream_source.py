@@ -402,6 +402,67 @@ def test_sources_of_one_stream_do_not_disturb_each_other(
         assert [told(b) for b in one] == [told(b) for b in other]
 
 
+class BeginsAgain(Shuffled):
+    """Goes back to its beginning only when it is read once more."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        if self.position == self.length:
+            self.position = 0
+        while self.position < self.length:
+            self.position += 1
+            yield noisy(self.position)
+
+
+@pytest.mark.parametrize("others", [1, 99])
+@pytest.mark.parametrize("size", [4, 6])
+@pytest.mark.parametrize("dataset", [Shuffled, TellsTheLast, BeginsAgain])
+def test_an_epoch_ends_wherever_another_reads_between(
+    dataset: type[Shuffled], size: int, others: int
+) -> None:
+    """What a stream says behind its last batch may be its beginning: it ends all the same."""
+    whole = batches(DataLoader(dataset(), size))
+    for place in range(1, len(whole) + 1):
+        used = dataset()
+        made, other = source(DataLoader(used, size)), source(DataLoader(used, 3))
+        iterator = made.batches(0, None)
+        read = [next(iterator) for _ in range(place)]
+        between = other.batches(1, None)
+        for _, _ in zip(range(others), between, strict=False):
+            pass
+        read += iterator
+        other.close()
+        made.close()
+
+        assert rows(read) == rows(whole)
+        assert [told(b) for b in read] == [told(b) for b in whole]
+        assert rows(batches(DataLoader(used, size))) == rows(whole)
+
+
+class Fails(Shuffled):
+    """Fails at its sixth sample."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for sample in super().__iter__():
+            if self.position == 6:
+                msg = "the sixth"
+                raise OSError(msg)
+            yield sample
+
+
+def test_a_failure_is_told_to_who_reads_on() -> None:
+    """A stream that fails behind a batch does so there, and not where another begins."""
+    used = Fails()
+    made, other = source(DataLoader(used, 1)), source(DataLoader(used, 1))
+    iterator = made.batches(0, None)
+    next(iterator)
+    next(other.batches(0, None))
+
+    with pytest.raises(OSError, match="the sixth"):
+        list(iterator)
+    other.close()
+    made.close()
+
+
 @pytest.mark.parametrize("forked", [True, False])
 @pytest.mark.parametrize("dataset", [Shuffled, TellsTheLast])
 def test_a_worker_knows_where_a_stream_begins_that_is_read_here(

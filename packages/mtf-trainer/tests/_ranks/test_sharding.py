@@ -212,8 +212,11 @@ def test_optimizer_of_another_model_is_refused(alone: Fabric, tmp_path: Path) ->
     model(torch.ones(1, 4)).sum().backward()
     optimizer.step()
 
-    with pytest.raises(ValueError, match="has taken steps before its model"):
+    with pytest.raises(ValueError, match=r"Adam has a state already.* has taken steps"):
         make(alone, tmp_path, model, optimizer)
+    model = Scaled()
+    with pytest.raises(ValueError, match="Adagrad has a state already"):
+        make(alone, tmp_path, model, torch.optim.Adagrad(model.parameters()))
 
 
 def test_strategy_is_looked_at(tmp_path: Path) -> None:

@@ -227,7 +227,13 @@ def test_changed_digest_in_a_line_is_found(run: Run, part: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"is_epoch_end": True}, {"values": {"loss": 0.0}}, {"values": None}]
+    "change",
+    [
+        {"is_epoch_end": True},
+        {"is_epoch_end": 0},
+        {"values": {"loss": 0.0}},
+        {"values": None},
+    ],
 )
 def test_what_retention_goes_by_follows_from_the_checkpoint(
     run: Run, change: dict[str, Any]

@@ -7,17 +7,25 @@ that was read and put back need not say again where it was before.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import MutableMapping
 from copy import deepcopy
-from typing import Any
+from typing import Any, Protocol
 
 from torch.utils.weak import WeakIdKeyDictionary
 
 from mtf_trainer._canonical import digest_of
 
-__all__ = ["Beginning"]
+__all__ = ["Beginning", "StreamReader"]
 
 _KNOWN: MutableMapping[Any, Beginning] = WeakIdKeyDictionary()
+
+
+class StreamReader(Protocol):
+    """Who reads a data set."""
+
+    def vacate(self) -> None:
+        """Note where the data set stands, before another takes it."""
 
 
 class Beginning:
@@ -25,7 +33,7 @@ class Beginning:
 
     def __init__(self, state: Any) -> None:
         self._state = state
-        self._reader: object = None
+        self._reader: weakref.ref[StreamReader] | None = None
         self._told: str | None = None
 
     @classmethod
@@ -42,14 +50,24 @@ class Beginning:
             found = _KNOWN[dataset] = cls(deepcopy(dataset.state_dict()))
         return found
 
-    def take(self, dataset: Any, reader: object) -> None:
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the reader, which stays in its process."""
+        return {**vars(self), "_reader": None}
+
+    def vacate(self, reader: StreamReader) -> None:
+        """Let who reads the data set note where it stands, unless that is *reader*."""
+        other = self._reader() if self._reader is not None else None
+        if other is not None and other is not reader:
+            other.vacate()
+
+    def take(self, dataset: Any, reader: StreamReader) -> None:
         """Put *dataset* to its beginning, to be read by *reader* and by no other."""
         dataset.load_state_dict(deepcopy(self._state))
-        self._reader = reader
+        self._reader = weakref.ref(reader)
 
-    def is_taken_by(self, reader: object) -> bool:
+    def is_taken_by(self, reader: StreamReader) -> bool:
         """Tell whether *reader* was the last to take the data set."""
-        return self._reader is reader
+        return self._reader is not None and self._reader() is reader
 
     def give_back(self, dataset: Any) -> None:
         """Put *dataset* to its beginning, to be read by anyone."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from itertools import chain, repeat
 from typing import Any, NamedTuple
@@ -185,11 +186,11 @@ class _StreamFetcher:
         self._per_window = per_window
         self._drop_last = loader.drop_last
         self._has_state = _has_state(self.dataset)
-        self._key = object()
         self._beginning: Beginning | None = None
         self._samples: Iterator[Any] = iter(())
         self._epoch = self._position = 0
         self._state: Any = None
+        self._is_over = False
 
     def __getitem__(self, request: _Begin | None) -> _Read | None:
         if in_worker():
@@ -207,16 +208,25 @@ class _StreamFetcher:
         """Let go of what the stream holds open in this process, and give it back."""
         self._samples = iter(())
         beginning, self._beginning = self._beginning, None
-        if beginning is not None and beginning.is_taken_by(self._key):
+        if beginning is not None and beginning.is_taken_by(self):
             with KeptStreams():
                 beginning.give_back(self.dataset)
+
+    def vacate(self) -> None:
+        """See whether the stream has ended, which its state behind the last batch hides."""
+        position = self._position
+        with suppress(Exception):  # which comes again when it is read on
+            self._is_over = not self._take()
+        self._samples, self._position = iter(()), position
 
     def _answer(self, request: _Begin | None) -> _Read | None:
         beginning = self._beginning
         if request is not None:
             self._open(request)
-        elif beginning is not None and not beginning.is_taken_by(self._key):
+        elif beginning is not None and not beginning.is_taken_by(self):
             # Another has read it: it goes on as a run that was stopped here would.
+            if self._is_over:
+                return None
             state = {} if self._state is None else {"state": self._state}
             self._open(_Begin(self._epoch, {"samples": self._position, **state}))
         return self._next()
@@ -224,11 +234,15 @@ class _StreamFetcher:
     def _open(self, begin: _Begin) -> None:
         dataset, cursor = self.dataset, begin.cursor
         self._samples, self._epoch, self._position = iter(()), begin.epoch, 0
-        seed_streams(mix(self._seed, begin.epoch, _OPEN))
+        self._is_over = False
         if self._has_state:
             if self._beginning is None:
                 self._beginning = Beginning.of(dataset)
-            self._beginning.take(dataset, self._key)
+            if not in_worker():  # whose copy nobody else reads
+                self._beginning.vacate(self)
+        seed_streams(mix(self._seed, begin.epoch, _OPEN))
+        if self._beginning is not None:
+            self._beginning.take(dataset, self)
         if callable(tell := getattr(dataset, "set_epoch", None)):
             tell(begin.epoch)
         if cursor is not None and "state" in cursor:

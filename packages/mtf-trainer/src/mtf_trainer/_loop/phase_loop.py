@@ -147,7 +147,8 @@ class PhaseLoop(ValPhases):
             cast(Tensor, self.loss),
             self._weight,
         )
-        with self._gradients(batch):
+        # What is checkpointed is computed once more, as it was.
+        with self._gradients(batch), self._in_step(trains=True):
             self.fabric.backward(loss if weight == 1.0 else loss * weight)
         self.loss = loss.detach()
         micro = self._at.train

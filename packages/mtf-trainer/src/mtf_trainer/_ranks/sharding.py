@@ -118,7 +118,11 @@ def _exchange(
     sharded = dict(model.named_parameters(remove_duplicate=False))
     for optimizer in optimizers:
         if optimizer.state_dict()["state"]:
-            message = "an optimizer has taken steps before its model was sharded"
+            message = (
+                f"{type(optimizer).__name__} has a state already, of whole parameters: it "
+                f"has taken steps before its model was sharded, or makes a state when it "
+                f"is made, as Adagrad does, which does not work with ModelParallelStrategy"
+            )
             raise ValueError(message)
         for group in optimizer.param_groups:
             if not {id(p) for p in group["params"]} <= set(names):

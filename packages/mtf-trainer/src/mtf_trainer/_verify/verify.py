@@ -285,7 +285,11 @@ def _misjudged(line: Link, content: Mapping[str, Any]) -> tuple[str, ...]:
         values = None
     told = {"is_epoch_end": line.is_epoch_end, "values": line.values}
     true = {"is_epoch_end": is_epoch_end(content), "values": values}
-    return tuple(name for name, value in true.items() if told[name] != value)
+    return tuple(
+        name
+        for name, value in true.items()
+        if type(told[name]) is not type(value) or told[name] != value
+    )
 
 
 def _differing(one: Certificate, other: Certificate) -> tuple[str, ...]:
