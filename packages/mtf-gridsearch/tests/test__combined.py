@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mtf_gridsearch import _yaml
-from mtf_gridsearch._combined import Combinations, _shuffled
+from mtf_gridsearch._combined import Combinations, Grid, _shuffled
 from mtf_gridsearch.distributions import uniform
 from mtf_gridsearch.errors import GridError
 from mtf_gridsearch.grid import ParameterGrid
@@ -144,3 +144,32 @@ def test_shuffling_is_a_permutation() -> None:
     orders = {tuple(_shuffled(4, rng)) for rng in generators}
     assert len(orders) == 24
     assert all(sorted(order) == [0, 1, 2, 3] for order in orders)
+
+
+def test_grids_may_be_summed() -> None:
+    """`sum` begins with 0, and ends of parts are counted once."""
+    total = sum([A, B])
+    assert isinstance(total, Grid)
+    assert list(total) == [*A, *B]
+    assert [total[n] for n in range(len(total))] == list(total)
+    (one,) = [sum([A])]
+    assert isinstance(one, Grid)
+    assert one is not A
+    with pytest.raises(TypeError):
+        _ = 1 + A
+
+
+def test_ends_of_a_sum_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random access does not count the parts each time."""
+    total = functools.reduce(operator.add, [A] * 50)
+    assert total[0] == {"x": 1}
+    numbers: list[int] = []
+    count = ParameterGrid._count
+
+    def counted(self: ParameterGrid) -> int:
+        numbers.append(1)
+        return count(self)
+
+    monkeypatch.setattr(ParameterGrid, "_count", counted)
+    assert total[99] == {"x": 2}
+    assert len(numbers) < 5

@@ -25,6 +25,7 @@ from mtf_gridsearch.records import ExperimentRecord, GridExperiment, Status, Sup
 class Named:
     """A search as the folder sees it."""
 
+    name_key = "experiment_name"
     total = 0
 
     def __init__(self, name: str = "sweep", **base: Any) -> None:
@@ -428,3 +429,49 @@ def test_a_definition_that_is_no_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "grid_search_20990101T000000" / "search_config.yaml").mkdir(parents=True)
     with pytest.raises(SearchFolderError, match=r"20990101T000000: .* cannot be read"):
         find("sweep", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "is_same"),
+    [
+        ("a:Config", "a:Config", True),
+        ("__main__:Config", "a:Config", True),
+        ("a:Config", "__main__:Config", True),
+        ("a:Config", "b:Config", False),
+        ("__main__:Config", "a:Other", False),
+        ("a:Config", None, False),
+    ],
+)
+def test_another_class_of_the_base_is_refused(
+    tmp_path: Path,
+    old: str,
+    new: str | None,
+    is_same: bool,  # noqa: FBT001
+) -> None:
+    """Equal values of two classes are two bases; a class of a script may be moved."""
+    first, second = Named(), Named()
+    first.plain["base_class"] = old
+    if new is not None:
+        second.plain["base_class"] = new
+    with hold(first, tmp_path) as folder:
+        pass
+    if is_same:
+        with hold(second, tmp_path) as again:
+            assert again == folder
+        return
+    with (
+        pytest.raises(SearchMismatchError, match=f"base_class was '{old}', is "),
+        hold(second, tmp_path),
+    ):
+        pytest.fail("held")
+
+
+def test_the_name_may_change_whatever_it_is_written_as(tmp_path: Path) -> None:
+    """A base that has it under an alias goes on under another name, too."""
+    for name in ("a", "b"):
+        named = Named(experimentName=name, lr=0.1)
+        named.name_key = "experimentName"
+        with hold(named, tmp_path) as folder:
+            pass
+    assert folder.parent == tmp_path
+    assert len(list(tmp_path.glob("grid_search_*"))) == 1

@@ -1,6 +1,7 @@
 import dataclasses
 import enum
 import math
+import threading
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,10 +13,13 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    PrivateAttr,
+    RootModel,
     SecretStr,
     Tag,
     computed_field,
     field_serializer,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -523,33 +527,55 @@ class Outermost(BaseModel):
 
 
 @pytest.mark.parametrize("base", [Filled(), Schedule(steps=100, warmup=10)])
-def test_what_may_or_may_not_follow_is_asked(base: BaseModel) -> None:
-    """What is set to what the class would make anyway is not taken to be either."""
-    ((key, reason),) = faults(base, {"steps": 1000})
-    assert key == "warmup"
-    assert "10 of the base config is what its class makes of other values" in reason
-    assert "here it would make 100: set warmup in the same experiment" in reason
+def test_what_was_set_to_what_follows_is_made_again(base: BaseModel) -> None:
+    """Nobody can tell who set it, so it is told of; a parameter is kept."""
     made = base_of(base)
-    assert made.applied({"steps": 1000, "warmup": 10}, "e").warmup == 10
-    assert made.applied({"steps": 101}, "e").warmup == 10
+    parameters = {"steps": 1000}
+    config = made.applied(parameters, "e")
+    assert config.warmup == 100
+    assert list(made.made_again(config, parameters)) == [("warmup", "10", "100")]
+    parameters = {"steps": 1000, "warmup": 10}
+    config = made.applied(parameters, "e")
+    assert config.warmup == 10
+    assert list(made.made_again(config, parameters)) == []
+    parameters = {"steps": 101}
+    config = made.applied(parameters, "e")
+    assert (config.warmup, list(made.made_again(config, parameters))) == (10, [])
 
 
-def test_what_a_class_fills_in_a_section_is_asked() -> None:
-    """A section that was set holds what its parent made, which nobody set."""
-    base = Outermost(below=Filled(steps=7, warmup=3))
-    ((key, reason),) = faults(base, {"steps": 1000})
-    assert key == "below.seed"
-    assert "here it would make 100" in reason
-    made = base_of(base)
+def test_what_a_class_fills_in_a_section_is_made_again() -> None:
+    """At every level, by the section or what holds it, gone into or set as a whole."""
+    made = base_of(Outermost(below=Filled(steps=7, warmup=3)))
+    assert made.applied({"steps": 1000}, "e").below == Filled(steps=7, warmup=3, seed=100)
     whole = made.applied({"steps": 1000, "below.seed": 1}, "e")
     assert whole == Outermost(steps=1000, below=Filled(steps=7, warmup=3, seed=1))
     below = {"steps": 7, "warmup": 3, "seed": 2}
     assert made.applied({"steps": 1000, "below": below}, "e").below.seed == 2
-    made = base_of(Outermost())
-    assert made.applied({"steps": 1000}, "e").below.seed == 100
-    assert made.applied({"below.warmup": 1}, "e") == Outermost(below=Filled(warmup=1))
-    with pytest.raises(UnfitError, match=r"below\.seed: .* would make 100"):
-        made.applied({"steps": 1000, "below.warmup": 1}, "e")
+    config = base_of(Outermost()).applied({"steps": 1000, "below.warmup": 1}, "e")
+    assert (config.below.seed, config.below.warmup) == (100, 1)
+    config = base_of(Outermost()).applied({"below": {"steps": 50}}, "e")
+    assert config == Outermost(below=Filled(steps=50, warmup=5, seed=10))
+
+
+class Mutual(BaseModel):
+    lr: float | None = None
+    scaled: float | None = None
+    size: int = 10
+
+    @model_validator(mode="after")
+    def _fill(self) -> "Mutual":
+        if self.scaled is None:
+            self.scaled = (self.lr or 0.1) * self.size
+        if self.lr is None:
+            self.lr = self.scaled / self.size
+        return self
+
+
+def test_of_two_that_follow_from_each_other_one_stays() -> None:
+    """The experiment that is the base is no other, and the first of them is kept."""
+    made = base_of(Mutual(lr=0.2, scaled=2.0))
+    assert made.applied({"size": 10}, "e") == Mutual(lr=0.2, scaled=2.0)
+    assert made.applied({"size": 20}, "e") == Mutual(lr=0.2, scaled=4.0, size=20)
 
 
 def test_what_the_class_needs_is_no_doubt() -> None:
@@ -687,3 +713,292 @@ def test_a_section_stays_the_member_that_it_is() -> None:
 def test_a_mapping_may_stand_for_a_config() -> None:
     """What is plain already is plain."""
     assert base_of(Warm()).plain_of({"warmup": 1}) == {"warmup": 1}
+
+
+class Aware(BaseModel):
+    lr: float = Field(0.1, alias="learningRate")
+    n: int = 1
+
+    def __init__(self, **data: Any) -> None:  # as many libraries do
+        super().__init__(**data)
+
+
+class Wrapped(BaseModel):
+    lr: float = Field(0.1, alias="learningRate")
+    sub: Aware = Aware()
+    subs: list[Aware] = []
+
+    @field_validator("sub", mode="before")
+    @classmethod
+    def _make(cls, value: Any) -> Any:
+        return Aware(**value) if isinstance(value, dict) else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rename(cls, values: Any) -> Any:
+        return {**values, "learningRate": float(values.get("learningRate", 0.1))}
+
+
+def test_code_of_the_class_gets_the_aliases_that_it_reads() -> None:
+    """No parameter and no value of the base is lost on the way, whole or below it."""
+    sub = Aware(learningRate=0.3)
+    base = Wrapped.model_validate({"sub": sub, "learningRate": 0.2})
+    made = base_of(base)
+    assert made.applied({"sub.n": 5}, "e").sub == Aware(learningRate=0.3, n=5)
+    config = made.applied({"lr": 0.5, "sub.lr": 0.6, "subs": [{"lr": 0.7}]}, "e")
+    assert (config.lr, config.sub.lr, config.subs[0].lr) == (0.5, 0.6, 0.7)
+    config = made.applied({"sub": {"lr": 0.8, "n": 2}}, "e")
+    assert config.sub == Aware(learningRate=0.8, n=2)
+    ((key, _),) = faults(base, {"sub.n": "many"})
+    assert key == "sub.n"
+    config = base_of(sub).applied({"n": 2}, "e")
+    assert config == Aware(learningRate=0.3, n=2)
+
+
+class Ignored(BaseModel):
+    sub: Warm = Warm()
+    lr: float = 1.0
+
+    @field_validator("sub", mode="before")
+    @classmethod
+    def _ignore(cls, value: Any) -> Any:
+        del value
+        return Warm()
+
+    @field_validator("lr")
+    @classmethod
+    def _clip(cls, value: float) -> float:
+        return min(value, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "key"),
+    [
+        ({"sub.warmup": 3}, "sub.warmup"),
+        ({"sub": {"warmup": 3}}, "sub.warmup"),
+        ({"lr": 2.0}, "lr"),
+    ],
+)
+def test_a_value_that_does_not_arrive_is_refused(
+    parameters: dict[str, Any], key: str
+) -> None:
+    """The class would make of it what the base has anyway."""
+    ((found, reason),) = faults(Ignored(), parameters)
+    assert found == key
+    assert "it would do nothing, for" in reason
+
+
+class Part(BaseModel):
+    total: int | None = None
+
+
+class Several(BaseModel):
+    n: int = 1
+    parts: list[Part] = []
+
+    @model_validator(mode="after")
+    def _fill(self) -> "Several":
+        for part in self.parts:
+            if part.total is None:
+                part.total = self.n * 10
+        return self
+
+
+def test_the_value_of_the_base_arrives() -> None:
+    """In any form that its type reads; a default may ask the class for a value."""
+    made = base_of(Ignored())
+    assert [made.applied({"lr": v}, "e").lr for v in (1.0, 1, "1.0")] == [1.0] * 3
+    assert base_of(Filled()).applied({"warmup": None}, "e") == Filled()
+    whole = base_of(Outermost()).applied({"below": {"steps": 100}}, "e")
+    assert whole == Outermost()
+    filled = base_of(Several(parts=[Part()]))
+    assert filled.applied({"parts": [{}], "n": 1}, "e").parts == [Part(total=10)]
+    assert filled.applied({"n": 2}, "e").parts == [Part(total=20)]
+    exact = base_of(Exact()).applied({"colour": "red", "betas": [0.9, 0.999]}, "a")
+    assert exact == Exact()
+
+
+class Odd(BaseModel):
+    lr: float = 0.1
+    n: int = 1
+
+    @model_serializer
+    def _tell(self) -> str:
+        return f"{self.lr}:{self.n}"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return dict(zip(("lr", "n"), value.split(":"), strict=True))
+        return value
+
+
+class Deaf(Odd):
+    @model_validator(mode="before")
+    @classmethod
+    def _read_text_alone(cls, value: Any) -> Any:
+        return value if isinstance(value, str) else {}
+
+
+class Texts(BaseModel):
+    odd: Odd = Odd()
+    deaf: Deaf = Deaf.model_validate("0.1:1")
+    k: int = 0
+
+
+def test_a_section_that_is_not_written_by_its_fields() -> None:
+    """It is set in if its class reads them equal; otherwise it is set as a whole."""
+    base = Texts(odd=Odd(lr=0.5), deaf=Deaf.model_validate("0.5:1"))
+    made = base_of(base)
+    assert made.applied({"odd.n": 2, "k": 3}, "e").odd == Odd(lr=0.5, n=2)
+    ((key, reason),) = faults(base, {"deaf.n": 2})
+    assert key == "deaf"
+    assert "though none is changed" in reason
+    assert reason.endswith("set deaf as a whole")
+    assert made.applied({"deaf": "0.7:2"}, "e").deaf == Deaf.model_validate("0.7:2")
+
+
+def test_a_class_that_reads_its_config_as_another_later_is_told_of() -> None:
+    """A class whose code looks elsewhere is refused, and not trusted."""
+    mood = [0]
+
+    class Moody(BaseModel):
+        lr: float = 0.1
+
+        @field_validator("lr")
+        @classmethod
+        def _turn(cls, value: float) -> float:
+            return value + mood[0]
+
+    made = base_of(Moody(lr=0.2))
+    mood[0] = 1
+    for parameters in ({"lr": 0.3}, {}):
+        with pytest.raises(
+            UnfitError, match=r"makes another config .* leave out secrets"
+        ):
+            made.applied(parameters, "e")
+
+
+class Layers(RootModel[Size]):
+    pass
+
+
+class Rates(RootModel[dict[str, float]]):
+    pass
+
+
+class Rooted(BaseModel):
+    layers: Layers = Layers(Size(width=5))
+    rates: Rates = Rates({"lr": 0.1})
+
+
+def test_a_root_model_is_set_as_a_whole() -> None:
+    """With the value of its root; a key inside is refused, and none is called root."""
+    config = base_of(Rooted()).applied(
+        {"layers": {"width": 5, "depth": 2}, "rates": {"lr": 0.5, "any": 1}}, "e"
+    )
+    assert config.layers.root == Size(width=5, depth=2)
+    assert config.rates.root == {"lr": 0.5, "any": 1.0}
+    for key in ("layers.root.depth", "layers.depth", "layers.root"):
+        ((found, reason),) = faults(Rooted(), {key: 2})
+        assert found == key
+        assert reason == "layers is a Layers, a RootModel: set layers as a whole"
+    ((found, reason),) = faults(Rooted(), {"layers": {"wide": 2}})
+    assert (found, "root" in reason) == ("layers.wide", False)
+    ((found, reason),) = faults(Rooted(), {"layers": {"depth": 2}})
+    assert found == "layers.width"
+    assert "5 of the base config would become 1" in reason
+    with pytest.raises(GridError, match="Layers is a RootModel"):
+        base_of(Layers(Size()))
+
+
+@dataclasses.dataclass
+class Widths:
+    hidden: int = 64
+    wide: int | None = None
+    twice: int = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        self.twice = 2 * self.hidden
+        self.wide = 4 * self.hidden if self.wide is None else self.wide
+
+
+class Nets(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    net: Widths = Field(default_factory=Widths)
+    epochs: int = 10
+    kwargs: dict[str, float] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, values: Any) -> Any:
+        epochs = values.get("epochs", 10)
+        kwargs = {"warmup": epochs / 10, **values.get("kwargs", {})}
+        return {"patience": epochs // 2, **values, "kwargs": kwargs}
+
+
+def test_what_follows_in_dataclasses_extras_and_mappings_is_made_again() -> None:
+    """None of these says what was set, so what the class makes again is told of."""
+    made = base_of(Nets(kwargs={"decay": 0.5}))
+    parameters = {"net.hidden": 128, "epochs": 20}
+    config = made.applied(parameters, "e")
+    assert config == Nets(net=Widths(128), epochs=20, kwargs={"decay": 0.5})
+    again = {key: new for key, _, new in made.made_again(config, parameters)}
+    assert again == {"kwargs.warmup": "2.0", "patience": "10", "net.wide": "512"}
+    other = Nets.model_validate({"net": Widths(wide=3), "patience": 7})
+    kept = base_of(other).applied(parameters, "e")
+    assert (kept.net.wide, kept.net.twice, kept.model_extra) == (3, 256, {"patience": 7})
+    assert made.applied({"net": {"hidden": 128}}, "e").net == Widths(128)
+    ((key, _),) = faults(Nets(), {"net.twice": 3})
+    assert key == "net.twice"
+
+
+class Plan(BaseModel):
+    total: int = 0
+    kind: str = "a"
+
+
+class Planned(BaseModel):
+    epochs: Annotated[int, Field(lt=50)] = 10
+    plan: Plan = Field(default_factory=lambda values: Plan(total=values["epochs"]))
+
+
+def test_what_follows_as_part_of_a_whole_section_is_not_kept_in_silence() -> None:
+    """A section that is set in is not made anew by its class: it says what to set as well."""
+    made = base_of(Planned())
+    assert made.applied({"epochs": 20}, "e").plan == Plan(total=20)
+    assert made.applied({"plan.kind": "b"}, "e").plan == Plan(total=10, kind="b")
+    ((key, reason),) = faults(Planned(), {"epochs": 20, "plan.kind": "b"})
+    assert key == "plan.total"
+    assert "where plan is made as a whole, and would be 20 here" in reason
+    whole = {"epochs": 20, "plan.kind": "b", "plan.total": 5}
+    assert made.applied(whole, "e").plan == Plan(total=5, kind="b")
+    ((key, _),) = faults(Planned(), {"epochs": "many", "plan.kind": "b"})
+    assert key == "epochs"
+
+
+class Weighed(BaseModel):
+    weights: dict[int, float] = {1: 0.5, 2: 0.5}
+    colours: dict[Colour, float] = {Colour.RED: 0.5}
+
+
+def test_keys_that_are_no_text_are_found_as_they_are_written() -> None:
+    """Numbers and enumerations, one alone or all of them."""
+    made = base_of(Weighed())
+    assert made.applied({"weights.1": 0.6}, "e").weights == {1: 0.6, 2: 0.5}
+    assert made.applied({"weights": {"3": 1}}, "e").weights == {3: 1.0}
+    assert made.applied({"colours.blue": 1}, "e").colours[Colour.BLUE] == 1.0
+
+
+def test_a_private_lock_is_no_part_of_an_experiment() -> None:
+    """Each gets its own; what cannot be copied is not."""
+
+    class Locked(BaseModel):
+        lr: float = 0.1
+        _lock: Any = PrivateAttr(default_factory=threading.Lock)
+
+    config = Locked()
+    made = base_of(config)
+    assert made.applied({"lr": 0.2}, "e")._lock is not config._lock

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from mtf_gridsearch._model_class import class_name, model_of
+from mtf_gridsearch._model_class import class_name, is_same_class, model_of
 from mtf_gridsearch.errors import GridError
 
 MODULE = """
@@ -76,3 +76,11 @@ def test_a_class_of_a_function_is_named_and_not_found() -> None:
         pass
 
     assert "<locals>" in class_name(Here)
+
+
+def test_a_class_of_a_script_may_be_one_of_a_module() -> None:
+    """Only what is called the same, and one of them has no module."""
+    assert is_same_class("a:C", "a:C")
+    assert is_same_class("__main__:C", "b:C")
+    assert not is_same_class("a:C", "b:C")
+    assert not is_same_class("__main__:C", "b:D")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel, model_validator
 
 from mtf_gridsearch._supply import GridSearch, GridSupply, Search
 from mtf_gridsearch.early_stopping import SuccessiveHalving
@@ -139,3 +140,26 @@ def test_each_run_begins_with_the_rule_as_it_was_given(tmp_path: Path) -> None:
         known = records(of, Status.MISSING)
         (record,) = known.values()
         assert of.open(tmp_path, known).observe(record, curves) is None
+
+
+class Filled(BaseModel):
+    n: int = 1
+    double: int | None = None
+
+    @model_validator(mode="after")
+    def _fill(self) -> Filled:
+        if self.double is None:
+            self.double = self.n * 2
+        return self
+
+
+def test_what_a_class_makes_again_is_told_before_it_runs() -> None:
+    """A value that was set and follows from a parameter is a doubt."""
+    whole = ParameterGridSearch(Filled(), "s")
+    of = GridSearch(whole.add_grid(ParameterGrid("g").add_parameter("n", [1, 2])))
+    of.plan({})
+    (doubt,) = of.doubts()
+    assert doubt.startswith(
+        "double follows from other values: it is made again (4 instead"
+    )
+    assert of.name_key == "experiment_name"

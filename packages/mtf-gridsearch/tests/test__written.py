@@ -5,10 +5,17 @@ import enum
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, ConfigDict, Field, RootModel
+from pydantic import BaseModel, ConfigDict, Field, RootModel, model_validator
 from pydantic import dataclasses as pydantic_dataclasses
 
-from mtf_gridsearch._written import differing, dumped, read_back, same, written
+from mtf_gridsearch._written import (
+    differing,
+    dumped,
+    read_back,
+    same,
+    written,
+    written_keys,
+)
 
 ORDERS = ([0, 8], [8, 0])  # which a set gives as they were put in
 
@@ -107,9 +114,11 @@ def test_objects_are_left_as_they_are() -> None:
 
 def test_a_strict_model_reads_its_plain_form() -> None:
     """What it takes from JSON alone is read as that; what it refuses is an error."""
-    assert read_back(Strict, {"colour": "red"}) == Strict()
+    assert read_back(Strict, lambda: {"colour": "red"}) == Strict()
+    first = read_back(Strict, lambda: {"colour": "red"}, json_first=True)
+    assert first == Strict()
     with pytest.raises(ValueError, match="colour"):
-        read_back(Strict, {"colour": "green"})
+        read_back(Strict, lambda: {"colour": "green"}, json_first=True)
 
 
 def test_differing_fields_are_named() -> None:
@@ -125,3 +134,32 @@ def test_what_cannot_be_compared_is_not_the_same() -> None:
     value = Sulking()
     assert same(value, value)
     assert not same(value, 1)
+
+
+@pytest.mark.parametrize(
+    ("keys", "written_as"),
+    [
+        (["a", "b"], ["a", "b"]),
+        ([1, 0.5, Colour.RED], ["1", "0.5", "red"]),
+        ([1, "1"], ["1", "1"]),
+        ([Sulking], [str(Sulking)]),
+    ],
+)
+def test_keys_as_they_are_written(keys: list[Any], written_as: list[str]) -> None:
+    """As pydantic writes them; by their text where it cannot, or would write two as one."""
+    assert written_keys(dict.fromkeys(keys)) == written_as
+
+
+def test_values_are_made_anew_for_each_attempt() -> None:
+    """A validator that changes what it gets does so to its own alone."""
+
+    class Eager(Strict):
+        @model_validator(mode="before")
+        @classmethod
+        def _take(cls, values: dict[str, Any]) -> dict[str, Any]:
+            return {"colour": values.pop("shade")}
+
+    made = read_back(Eager, lambda: {"shade": "red"})
+    assert made == Eager.model_validate({"shade": Colour.RED})
+    with pytest.raises(KeyError):
+        read_back(Eager, lambda: {"colour": "red"})

@@ -16,7 +16,7 @@ from typing import Any
 
 import optuna
 import pytest
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 import mtf_gridsearch
 from mtf_gridsearch import _study, _yaml, search_file
@@ -449,3 +449,38 @@ def test_without_optuna_the_extra_is_named() -> None:
     done = subprocess.run(argv, env=environ, capture_output=True, check=True)
     said = "a Bayesian search needs Optuna: pip install 'mtf-gridsearch[bayes]'\n"
     assert done.stdout.decode() == said
+
+
+def test_a_base_that_is_changed_later_changes_no_trial() -> None:
+    """The base is what it was when it was given."""
+    base: dict[str, Any] = {**BASE, "kind": {"of": "mlp"}}
+    what = search(base)
+    base["kind"]["of"] = "cnn"
+    config = what.experiment(0, {"lr": 0.5}).config
+    assert config["kind"] == what.to_plain()["base"]["kind"] == {"of": "mlp"}
+
+
+class Filled(BaseModel):
+    model_config = ConfigDict(validate_default=True)
+
+    experiment_name: str = "d"
+    lr: float = 0.1
+    depth: int = 1
+    last: float | None = None
+
+    @model_validator(mode="after")
+    def _fill(self) -> Filled:
+        if self.last is None:
+            self.last = self.lr / 10
+        return self
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_what_a_class_makes_again_is_told(in_order: bool) -> None:  # noqa: FBT001
+    """By the ends of ranges, before anything runs."""
+    what = search(Filled(), in_order=in_order)
+    what.plan({})
+    *others, doubt = what.doubts()
+    assert doubt.startswith("last follows from other values: it is made again (")
+    assert len(others) == in_order
+    assert what.name_key == "experiment_name"

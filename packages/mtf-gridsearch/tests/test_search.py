@@ -1,10 +1,11 @@
 import json
 import subprocess
 import sys
+import threading
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from mtf_gridsearch import search as search_module
 from mtf_gridsearch.distributions import uniform
@@ -318,3 +319,80 @@ def test_equal_configs_are_told() -> None:
         (group,) = search.duplicates()
         assert [e.parameters for e in group] == [{"lr": 0.1}, {"depth": 1}]
         assert len({e.experiment_name for e in group}) == 2
+
+
+class Upper(BaseModel):
+    model_config = ConfigDict(alias_generator=str.upper)
+
+    experiment_name: str = "a"
+    lr: float = 0.1
+    depth: int = 1
+
+
+class Aliased(BaseModel):
+    experiment_name: str = Field("a", alias="experimentName")
+    lr: float = 0.1
+    depth: int = 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"), [(Upper, "EXPERIMENT_NAME"), (Aliased, "experimentName")]
+)
+def test_the_name_counts_not_whatever_it_is_written_as(
+    kind: type[BaseModel], key: str
+) -> None:
+    """Digest, duplicates and names by content leave it out, by an alias as well."""
+    lr, depth = ("LR", "DEPTH") if kind is Upper else ("lr", "depth")
+    search = ParameterGridSearch(kind.model_validate({key: "b", depth: 2, lr: 0.2}))
+    other = ParameterGridSearch(kind.model_validate({key: "c", depth: 2, lr: 0.2}))
+    assert (search.name, search.name_key) == ("b", key)
+    assert search.base_digest == other.base_digest
+    search.add_grid(grid(lr=[0.2])).add_grid(grid(depth=[2]))
+    assert len(search.duplicates()) == 1
+    config = kind.model_validate({key: "other", depth: 2, lr: 0.2})
+    assert search.get_experiment_name(config) == search.plan()[0].experiment_name
+
+
+def test_a_copy_may_have_another_name() -> None:
+    """The grids and the base are the same, and the first keeps its name."""
+    search = ParameterGridSearch(BASE).add_grid(grid(model__depth=[2]))
+    other = search.copy("other")
+    assert (search.name, other.name) == ("digits", "other")
+    assert other.plan()[0].experiment_name.startswith("other__")
+    with pytest.raises(NamingError):
+        search.copy("no name")
+
+
+class Filled(BaseModel):
+    epochs: int = 10
+    warmup: float | None = None
+    _lock: Any = PrivateAttr(default_factory=threading.Lock)
+
+    @model_validator(mode="after")
+    def _fill(self) -> "Filled":
+        if self.warmup is None:
+            self.warmup = self.epochs * 0.1
+        return self
+
+
+def test_what_is_made_again_is_told_once() -> None:
+    """With the values of one experiment, and the number of others; a mapping makes none."""
+    search = ParameterGridSearch(Filled(), "f").add_grid(grid(epochs=[10, 20, 30]))
+    name = search.plan()[1].experiment_name
+    (note,) = search.made_again(search.plan())
+    assert note == (
+        f"warmup follows from other values: it is made again (2.0 instead of 1.0 in {name} "
+        "and 1 more); set warmup as a parameter to keep it."
+    )
+    kept = ParameterGridSearch(Filled(), "f").add_grid(grid(epochs=[20], warmup=[1.0]))
+    assert kept.made_again(kept.plan()) == []
+    mapping = ParameterGridSearch(BASE).add_grid(grid(model__depth=[2]))
+    assert mapping.made_again(mapping.plan()) == []
+
+
+def test_configs_that_cannot_be_copied_are_made_anew() -> None:
+    """A caller gets its own, as of any model."""
+    search = ParameterGridSearch(Filled(), "f").add_grid(grid(epochs=[20]))
+    (config,) = search.generate_experiments()
+    assert config is not search.plan()[0].config
+    assert (config.epochs, config.warmup) == (20, 2.0)

@@ -212,8 +212,11 @@ def test_a_saved_search_over_a_model_is_over_it_again(
         definition = search_file.read(path)
         assert definition.base_class == "saved_configs:Config"
         assert definition.search().plan() == search.plan()
-        mapping = {"n": "0", "kw": {"x": 0}, "opt": {"depth": 0}}
-        assert definition.search(mapping).plan()[0].config["kw"] == {"x": 1}
+        other = definition.search({"n": "5"}).plan()
+        assert other[0].config == type(base)(n=3, kw={"x": 1}, opt={"depth": 2})
+        with pytest.raises(GridError, match="saved_configs:Config refuses it"):
+            definition.search({"n": "many"})
+        assert definition.search(type(base)(n=5)).plan() == other
 
         space = ParameterGrid("g").add_parameter("opt.depth", int_uniform(1, 3))
         options: dict[str, Any] = {"metric": "l", "mode": "min", "num_trials": 2}

@@ -50,6 +50,9 @@ class Base(ABC):
     by_alias = False
     """Whether configs are written by the aliases of their fields."""
 
+    name_key = NAME
+    """The key that the name is written under."""
+
     class_name: str | None = None
     """Of the class that a model is of; None for a mapping."""
 
@@ -64,6 +67,22 @@ class Base(ABC):
         Raises:
             UnfitError: If they do not fit.
         """
+
+    def made_again(
+        self,
+        config: Any,  # noqa: ARG002
+        parameters: Mapping[str, Any],  # noqa: ARG002
+    ) -> Iterator[tuple[str, str, str]]:
+        """Yield what was set in the base, and is made again by its class as another value.
+
+        Args:
+            config: That *parameters* make.
+            parameters: By dotted key.
+
+        Yields:
+            A key, the base's value, the new one.
+        """
+        yield from ()
 
 
 class MappingBase(Base):

@@ -9,6 +9,7 @@ import sys
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import accumulate
 from math import prod
 from typing import Any, overload
@@ -124,6 +125,9 @@ class Grid(ABC):
     def __add__(self, other: object) -> Grid:
         """Return the combinations of this grid, then those of *other*, as both are now."""
         return GridSum(self, other) if isinstance(other, Grid) else NotImplemented
+
+    def __radd__(self, other: object) -> Grid:  # so that `sum` takes grids
+        return copy.copy(self) if other == 0 else NotImplemented
 
     def __mul__(self, other: object) -> Grid:
         """Return each combination of this grid with each of *other*, as both are now.
@@ -278,12 +282,15 @@ class GridSum(_Joined):
         return any(combination in part for part in self._parts)
 
     def _count(self) -> int:
-        return sum(part._count() for part in self._parts)
+        return self._ends[-1]
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        return list(accumulate(part._count() for part in self._parts))
 
     def _at(self, index: int) -> Combination:
-        ends = list(accumulate(part._count() for part in self._parts))
-        place = bisect_right(ends, index)
-        return self._parts[place]._at(index - (ends[place - 1] if place else 0))
+        place = bisect_right(self._ends, index)
+        return self._parts[place]._at(index - (self._ends[place - 1] if place else 0))
 
     def _all(self) -> Iterator[Combination]:
         for part in self._parts:

@@ -3,55 +3,132 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, RootModel, TypeAdapter
 
 from mtf_gridsearch._base import Fault, left_out
 from mtf_gridsearch._plain import shown
-from mtf_gridsearch._schema import fields
-from mtf_gridsearch._written import same
+from mtf_gridsearch._schema import default_of, fields
+from mtf_gridsearch._written import same, written_keys
 
 __all__ = ["at", "fallen_back", "get", "without_effect"]
 
 
 def fallen_back(old: Any, new: Any, value: Any, key: str) -> Iterator[Fault]:
-    """Yield fields that *value* does not name, and that it changes all the same."""
+    """Yield fields that *value* does not name, and that it changes all the same.
+
+    Args:
+        old: What the base has at *key*.
+        new: What the experiment has there.
+        value: That was set there.
+        key: Of a parameter.
+    """
+    old, new = _root(old), _root(new)
     if not isinstance(value, dict) or type(old) is not type(new):
         return
     for name in fields(type(old)):
-        before, after = getattr(old, name), getattr(new, name)
+        before, after, place = getattr(old, name), getattr(new, name), f"{key}.{name}"
         if name in value:
-            yield from fallen_back(before, after, value[name], f"{key}.{name}")
+            yield from fallen_back(before, after, value[name], place)
         elif not same(before, after):
-            fate = f"become {shown(after)}"
-            yield left_out(f"{key}.{name}", shown(before), fate)
+            yield left_out(place, shown(before), f"become {shown(after)}")
 
 
-def without_effect(config: Any, value: Any, key: str) -> Iterator[Fault]:
-    """Yield what is set at *key* and is not in *config*: another member of a union has it."""
-    at, section = "", config
-    for part in key.split("."):
-        at = f"{at}.{part}" if at else part
+def without_effect(base: Any, config: Any, value: Any, key: str) -> Iterator[Fault]:
+    """Yield what is set at *key* and is not in *config*.
+
+    Another member of a union has it, or code of the class does not read it, or makes of
+    it what *base* has anyway.
+    """
+    place, section = "", config
+    *above, last = key.split(".")
+    for part in above:
+        place = f"{place}.{part}" if place else part
         if not _has(section, part):
-            yield at, _in_force(section, at)
+            yield place, _in_force(section, place)
             return
         section = get(section, part)
-    yield from _lost_inside(section, value, key)
+    faults = list(_lost_inside(section, value, last, key))
+    yield from faults or _like_the_base(at(base, key), section, value, last, key)
 
 
-def _lost_inside(result: Any, value: Any, key: str) -> Iterator[Fault]:
+def _like_the_base(
+    base: Any, section: Any, value: Any, part: str, key: str
+) -> Iterator[Fault]:
+    """Yield what *section* has like *base*, though *value* is another."""
+    result = get(section, part)
+    if same(result, value) or not same(result, base):
+        return
+    items: list[tuple[Any, Any]] = []
     if isinstance(value, dict):
-        for part, inner in value.items():
-            if _has(result, part):
-                yield from _lost_inside(get(result, part), inner, f"{key}.{part}")
-            else:
-                yield f"{key}.{part}", _in_force(result, f"{key}.{part}")
+        items += value.items()
+    elif isinstance(value, list) and isinstance(result, list | tuple):
+        is_whole = len(value) == len(result) and any(isinstance(i, dict) for i in value)
+        items += enumerate(value) if is_whole else ()
+    for name, inner in items:
+        old = get(base, str(name))
+        yield from _like_the_base(old, _root(result), inner, str(name), f"{key}.{name}")
+    if not items and not _is_read_of(section, part, value):
+        yield key, _unread(section, result)
+
+
+def _lost_inside(section: Any, value: Any, part: str, key: str) -> Iterator[Fault]:
+    if not _has(section, part):
+        yield key, _in_force(section, key)
+        return
+    result = _root(get(section, part))
+    is_field = isinstance(section, BaseModel) and part in type(section).model_fields
+    is_lost = is_field and part not in section.model_fields_set
+    if is_lost and not same(result, value) and not _is_read_of(section, part, value):
+        yield key, _unread(section, result)
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _lost_inside(result, inner, name, f"{key}.{name}")
     elif isinstance(value, list) and isinstance(result, list | tuple):
         # Of another length, a validator made something else of it.
         for number, inner in enumerate(value if len(value) == len(result) else ()):
-            yield from _lost_inside(result[number], inner, f"{key}.{number}")
+            for name, each in inner.items() if isinstance(inner, dict) else ():
+                yield from _lost_inside(
+                    _root(result[number]), each, name, f"{key}.{number}.{name}"
+                )
+
+
+def _is_read_of(section: Any, part: str, value: Any) -> bool:
+    """Tell whether the type of a field reads *value* as what is there.
+
+    So it does where only the class knows what it makes of it, and of the field's default,
+    such as None, by which it is asked for one.
+    """
+    kind: Any
+    config: ConfigDict | None = None
+    try:
+        if isinstance(section, BaseModel):
+            field = type(section).model_fields[part]
+            kind, config = field.rebuild_annotation(), type(section).model_config
+        else:
+            kind = typing.get_type_hints(type(section), include_extras=True)[part]
+        read = _adapter(kind, config).validate_python(value, by_alias=True, by_name=True)
+    except Exception:  # noqa: BLE001 - a type of the user's may raise any
+        return True
+    return same(read, get(section, part)) or same(default_of(type(section), part), value)
+
+
+def _adapter(kind: Any, config: ConfigDict | None) -> TypeAdapter[Any]:
+    if config:
+        with suppress(Exception):  # what is a model has a config of its own
+            return TypeAdapter(kind, config={**config, "strict": False})
+    return TypeAdapter(kind)
+
+
+def _unread(section: Any, result: Any) -> str:
+    return (
+        f"it would do nothing, for {type(section).__name__} makes {shown(result)} of it, as "
+        f"without it: give what the class reads, or leave this out"
+    )
 
 
 def _in_force(section: Any, key: str) -> str:
@@ -68,7 +145,7 @@ def _has(value: Any, part: str) -> bool:
     if isinstance(value, BaseModel):
         return part in type(value).model_fields or part in (value.model_extra or {})
     if isinstance(value, Mapping):
-        return part in value
+        return part in value or part in written_keys(value)
     if dataclasses.is_dataclass(value):
         return hasattr(value, part)
     return value is not None
@@ -81,6 +158,21 @@ def at(value: Any, key: str) -> Any:
 
 
 def get(value: Any, part: str) -> Any:
+    """Return what *value* has at *part*: of a mapping by its written key, of a list by number."""
+    if isinstance(value, BaseModel):
+        if not isinstance(value, RootModel):
+            return getattr(value, part, None)
+        value = _root(value)
     if isinstance(value, Mapping):
-        return value.get(part)
+        if part in value:
+            return value[part]
+        return dict(zip(written_keys(value), value.values(), strict=True)).get(part)
+    if isinstance(value, list | tuple) and part.isdecimal():
+        return value[int(part)] if int(part) < len(value) else None
     return getattr(value, part, None)
+
+
+def _root(value: Any) -> Any:
+    while isinstance(value, RootModel):
+        value = value.root
+    return value

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -18,6 +18,7 @@ from typing import Any
 
 from mtf_gridsearch import _yaml
 from mtf_gridsearch._lock import LOCK_NAME, locked, refuse_copies, sign
+from mtf_gridsearch._model_class import is_same_class
 from mtf_gridsearch._supply import Search
 from mtf_gridsearch.errors import (
     GridError,
@@ -37,8 +38,6 @@ _NAME = re.compile(r"""^name: *(['"]?)([A-Za-z0-9._-]+)\1 *$""", re.MULTILINE)
 _LAST_YEAR = 9998  # that another can follow
 _NUM_SHOWN = 5
 _CHOSEN = "bayesian"
-# A name in a section of the base is a value as any other.
-_MAY_CHANGE = ("base.experiment_name", f"{_CHOSEN}.num_trials")
 _NUM_PARALLEL = f"{_CHOSEN}.num_parallel"
 
 
@@ -166,10 +165,14 @@ def check(folder: Path, search: Search, entry_point: str | None = None) -> None:
     new = search.to_plain()
     # What a Bayesian search has chosen follows from all that defines it.
     is_chosen = _CHOSEN in config and _CHOSEN in new
+    # A name in a section of the base is a value as any other.
+    may_change = (f"base.{search.name_key}", f"{_CHOSEN}.num_trials")
     changes = [
         change
-        for key in ("base", _CHOSEN, *(("grids",) if is_chosen else ()))
-        for change in _changes(config.get(key, _ABSENT), new.get(key, _ABSENT), key)
+        for key in ("base", "base_class", _CHOSEN, *(("grids",) if is_chosen else ()))
+        for change in _changes(
+            config.get(key, _ABSENT), new.get(key, _ABSENT), key, may_change
+        )
     ]
     if changes:
         shown = "; ".join(changes[:_NUM_SHOWN])
@@ -373,17 +376,19 @@ def _next_stamped(experiments_dir: Path) -> Path:
     return experiments_dir / f"grid_search_{stamp.strftime(_STAMP)}"
 
 
-def _changes(old: Any, new: Any, key: str) -> Iterator[str]:
+def _changes(old: Any, new: Any, key: str, may_change: Collection[str]) -> Iterator[str]:
     """Yield how two plain values differ, but for what may change."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for name in sorted({*old, *new}):
-            if f"{key}.{name}" in _MAY_CHANGE:
+            if f"{key}.{name}" in may_change:
                 continue
             if f"{key}.{name}" == _NUM_PARALLEL and not old.get("in_order"):
                 continue  # it says how many run, not what they are
             inner = old.get(name, _ABSENT), new.get(name, _ABSENT)
-            yield from _changes(*inner, f"{key}.{name}")
-    elif key == "base.entry_point" and _normal(old) == _normal(new):
+            yield from _changes(*inner, f"{key}.{name}", may_change)
+    elif (key == "base.entry_point" and _normal(old) == _normal(new)) or (
+        key == "base_class" and is_same_class(old, new)
+    ):
         return
     elif old is not new and (_ABSENT in (old, new) or canonical(old) != canonical(new)):
         yield f"{key} was {old!r}, is {new!r}"

@@ -18,7 +18,7 @@ from mtf_gridsearch.errors import GridError
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-__all__ = ["class_name", "model_of"]
+__all__ = ["class_name", "is_same_class", "model_of"]
 
 _NAME = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*):([A-Za-z_]\w*(?:\.\w+)*)", re.ASCII)
 
@@ -26,6 +26,13 @@ _NAME = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*):([A-Za-z_]\w*(?:\.\w+)*)", re.ASCI
 def class_name(kind: type) -> str:
     """Return what `model_of` finds a class by: ``module:Name``."""
     return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def is_same_class(one: Any, other: Any) -> bool:
+    """Tell whether two names may be of one class: that of a script has no module."""
+    names = [str(name).partition(":") for name in (one, other)]
+    in_script = any(module == "__main__" for module, _, _ in names)
+    return one == other or (in_script and names[0][2] == names[1][2])
 
 
 def model_of(name: str, values: Mapping[str, Any]) -> BaseModel:
@@ -36,7 +43,7 @@ def model_of(name: str, values: Mapping[str, Any]) -> BaseModel:
     """
     kind = _kind(name)
     try:
-        return read_back(kind, values)
+        return read_back(kind, lambda: values)
     except Exception as error:  # a validator of the user's may raise any
         place = "base"
         reason = f"{name} refuses it: {type(error).__name__}: {error}"

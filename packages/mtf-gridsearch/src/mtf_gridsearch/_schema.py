@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from enum import Enum
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, RootModel
 
-__all__ = ["below", "fields", "schema_keys", "unknown_inside"]
+__all__ = [
+    "as_read",
+    "below",
+    "chosen",
+    "default_of",
+    "fields",
+    "read_key",
+    "schema_keys",
+    "tag_values",
+    "unknown_inside",
+]
+
+_NO_DEFAULT = object()
 
 
 def unknown_inside(kinds: set[Any], value: Any, key: str) -> str:
     """Return a key inside *value*, which is set at *key*, that no kind knows; or ``""``."""
+    kinds = _opened(kinds)
     if isinstance(value, list):
-        elements = {
-            leaf
-            for kind in kinds
-            if typing.get_origin(kind) in (list, tuple, set, frozenset)
-            for argument in typing.get_args(kind)
-            for leaf in _leaves(argument)
-        }
+        elements = _elements(kinds)
         for number, inner in enumerate(value if elements else ()):
             if unknown := unknown_inside(elements, inner, f"{key}.{number}"):
                 return unknown
@@ -37,6 +46,69 @@ def unknown_inside(kinds: set[Any], value: Any, key: str) -> str:
             if unknown := unknown_inside(found, inner, place):
                 return unknown
     return ""
+
+
+def as_read(kinds: set[Any], value: Any, *, by_alias: bool = True) -> Any:
+    """Return a copy of *value*, one of *kinds*, with the keys that they read."""
+    if not by_alias:
+        return copy.deepcopy(value)
+    kinds = _opened(kinds)
+    if isinstance(value, list):
+        return [as_read(_elements(kinds), inner) for inner in value]
+    if isinstance(value, dict):
+        members = chosen(kinds, value)
+        return {
+            read_key(members, part): as_read(below(members, part) or set(), inner)
+            for part, inner in value.items()
+        }
+    return value
+
+
+def read_key(kinds: Collection[Any], part: str) -> str:
+    """Return the key that the field *part* is read by, where that is an alias."""
+    for kind in kinds:
+        if field := getattr(kind, "__pydantic_fields__", {}).get(part):
+            alias = field.validation_alias
+            return alias if isinstance(alias, str) else field.serialization_alias or part
+    return part
+
+
+def chosen(kinds: set[Any], values: Mapping[str, Any]) -> set[Any]:
+    """Return those of *kinds* that the tags in *values* leave; all if they leave none."""
+    left = {
+        kind
+        for kind in kinds
+        if all(
+            values[name] in tags
+            for name, annotation in fields(kind).items()
+            if name in values and (tags := tag_values(annotation))
+        )
+    }
+    return left or kinds
+
+
+def tag_values(annotation: Any) -> Collection[Any]:
+    """Return the plain values that a field which tells members of a union apart may have."""
+    if typing.get_origin(annotation) is not typing.Literal:
+        return ()
+    values = typing.get_args(annotation)
+    return [value.value if isinstance(value, Enum) else value for value in values]
+
+
+def default_of(kind: Any, name: str) -> Any:
+    """Return the default of a field; what equals no value where it follows from others."""
+    try:
+        if field := getattr(kind, "__pydantic_fields__", {}).get(name):
+            if not field.default_factory_takes_validated_data:
+                return field.get_default(call_default_factory=True)
+        elif dataclasses.is_dataclass(kind):
+            (known,) = (f for f in dataclasses.fields(kind) if f.name == name)
+            if known.default_factory is not dataclasses.MISSING:
+                return known.default_factory()
+            return known.default
+    except Exception:  # noqa: BLE001 - a factory of the user's may raise any
+        return _NO_DEFAULT
+    return _NO_DEFAULT
 
 
 def below(kinds: set[Any], part: str) -> set[Any] | None:
@@ -58,7 +130,12 @@ def below(kinds: set[Any], part: str) -> set[Any] | None:
 
 
 def fields(kind: Any) -> Mapping[str, Any]:
-    """Return the annotations of the fields of a model, or of what is like one."""
+    """Return the annotations of the fields of a model, or of what is like one.
+
+    A `RootModel` is its root, and has none.
+    """
+    if isinstance(kind, type) and issubclass(kind, RootModel):
+        return {}
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return {name: field.annotation for name, field in kind.model_fields.items()}
     if dataclasses.is_dataclass(kind):
@@ -66,6 +143,29 @@ def fields(kind: Any) -> Mapping[str, Any]:
     if _is_typed_dict(kind):
         return dict.fromkeys(kind.__annotations__, Any)
     return {}
+
+
+def _opened(kinds: set[Any]) -> set[Any]:
+    """Return *kinds*, each `RootModel` replaced by what its root may be."""
+    seen: set[Any] = set()
+    left = list(kinds)
+    while left:
+        kind = left.pop()
+        if kind not in seen:
+            seen.add(kind)
+            if isinstance(kind, type) and issubclass(kind, RootModel):
+                left += _leaves(kind.model_fields["root"].annotation)
+    return seen
+
+
+def _elements(kinds: set[Any]) -> set[Any]:
+    return {
+        leaf
+        for kind in kinds
+        if typing.get_origin(kind) in (list, tuple, set, frozenset)
+        for argument in typing.get_args(kind)
+        for leaf in _leaves(argument)
+    }
 
 
 def _is_typed_dict(kind: Any) -> bool:

@@ -38,14 +38,18 @@ class Search(Protocol):
         """Which search: a folder belongs to one."""
 
     @property
+    def name_key(self) -> str:
+        """The key in *base* that says how it is called, which may change."""
+
+    @property
     def total(self) -> int | None:
         """How many experiments there will be in all; None where that is not known."""
 
     def to_plain(self) -> dict[str, Any]:
         """Return what is saved as ``search_config.yaml``.
 
-        Has *name*, and is what `search_file.read` takes. A folder is refused if *base* or
-        *bayesian* (but for its *num_trials* and, without *in_order*, *num_parallel*)
+        Has *name*, and is what `search_file.read` takes. A folder is refused if *base*,
+        *base_class* or *bayesian* (but for its *num_trials* and, without *in_order*, *num_parallel*)
         differ, or *grids* where that is there; all else may change from run to run.
         """
 
@@ -105,6 +109,11 @@ class GridSearch:
         return self._search.name
 
     @property
+    def name_key(self) -> str:
+        """The base's."""
+        return self._search.name_key
+
+    @property
     def total(self) -> int | None:
         """How many different combinations there are."""
         return len(self._search.plan())
@@ -127,7 +136,7 @@ class GridSearch:
         return self._search.plan({r.identity: name for name, r in records.items()})
 
     def doubts(self) -> Sequence[str]:
-        """Name experiments that have the same config under different parameters."""
+        """Name what has the same config under different parameters, or is made again."""
         found = self._search.duplicates()
         doubts = [
             f"The same config is run {len(group)} times: "
@@ -138,7 +147,7 @@ class GridSearch:
         ]
         if (more := len(found) - _NUM_SHOWN) > 0:
             doubts.append(f"So are {more} more.")
-        return doubts
+        return doubts + self._search.made_again(self._search.plan())
 
     def starts(self, status: Status, *, has_failed: bool = False) -> bool:
         """Tell whether it is one that is missing; with *only*, that failed and not ended."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-__all__ = ["differing", "dumped", "read_back", "same", "written"]
+__all__ = ["differing", "dumped", "read_back", "same", "written", "written_keys"]
 
 
 def written(config: BaseModel, *, by_alias: bool, mode: str = "json") -> dict[str, Any]:
@@ -28,16 +29,56 @@ def dumped(config: BaseModel, *, by_alias: bool, mode: str = "json") -> dict[str
     return config.model_dump(mode=mode, by_alias=by_alias, round_trip=True)
 
 
-def read_back(kind: type[BaseModel], values: Mapping[str, Any]) -> BaseModel:
-    """Return what *kind* makes of written *values*.
+def read_back(
+    kind: type[BaseModel],
+    make: Callable[[], Mapping[str, Any]],
+    *,
+    json_first: bool = False,
+    any_key: bool = False,
+) -> BaseModel:
+    """Return what *kind* makes of the values that *make* gives, as Python or else as JSON.
+
+    A strict model takes some plain forms from JSON alone. They are made anew for each, for
+    a validator may change them.
+
+    Args:
+        kind: The class.
+        make: Gives plain values.
+        json_first: Whether it is such a model.
+        any_key: Whether fields are read by their names and by their aliases.
 
     Raises:
         ValueError: If it refuses them; a validator of the user's may raise any other.
     """
+    by = any_key or None  # None: as the class says
+    if json_first:
+        with suppress(Exception):
+            text = json.dumps(make())
+            return kind.model_validate_json(text, by_alias=by, by_name=by)
     try:
-        return kind.model_validate(values)
-    except ValueError:  # a strict model takes some plain forms from JSON alone
-        return kind.model_validate_json(json.dumps(values))
+        return kind.model_validate(make(), by_alias=by, by_name=by)
+    except Exception as error:  # noqa: BLE001 - a validator of the user's may raise any
+        try:
+            text = json.dumps(make())
+            return kind.model_validate_json(text, by_alias=by, by_name=by)
+        except Exception as other:  # noqa: BLE001 - as above
+            first, second = (getattr(e, "error_count", int)() for e in (error, other))
+            is_clearer = second and (second <= first or not first)
+            raise (other if is_clearer else error) from None
+
+
+def written_keys(values: Mapping[Any, Any]) -> list[str]:
+    """Return the keys of *values* as they are written."""
+    if all(type(key) is str for key in values):
+        return list(values)
+    from pydantic import TypeAdapter  # noqa: PLC0415 -- only where used
+
+    try:
+        known = TypeAdapter(Any).dump_python(dict.fromkeys(values), mode="json")
+        written = list(known)
+    except ValueError:
+        written = []
+    return written if len(written) == len(values) else list(map(str, values))
 
 
 def differing(one: BaseModel, other: BaseModel) -> list[str]:

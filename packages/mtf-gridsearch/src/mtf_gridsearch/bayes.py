@@ -133,7 +133,7 @@ class BayesianSearch:
             raise NamingError(msg)
         _samplers.make_sampler(sampler, seed)
         _samplers.make_pruner(pruner)
-        self._base_config = base_config
+        self._remade: list[str] = []
         self._definition = Definition(
             name=self.name,
             grid=copy.copy(grid),
@@ -160,6 +160,11 @@ class BayesianSearch:
     def base_digest(self) -> str:
         """What stands for the base config: 64 hex digits."""
         return self._whole.base_digest
+
+    @property
+    def name_key(self) -> str:
+        """The key that configs have their name under, if they have one."""
+        return self._whole.name_key
 
     @property
     def num_parallel(self) -> int:
@@ -210,11 +215,11 @@ class BayesianSearch:
             InvalidExperimentsError: If a value does not fit the base config.
         """
         problems: dict[tuple[str, str], Problem] = {}
-        num_invalid = 0
+        num_invalid, made = 0, []
         _check_not_empty(self._definition.grid)
         for combination in _corners(self._definition.grid):
             try:
-                self.experiment(0, combination)
+                made.append(self.experiment(0, combination))
             except InvalidExperimentsError as error:
                 num_invalid += 1
                 for problem in error.problems:
@@ -222,15 +227,19 @@ class BayesianSearch:
         if num_invalid:
             first = list(problems.values())[:_MAX_PROBLEMS]
             raise InvalidExperimentsError(first, num_invalid)
+        self._remade = self._whole.made_again(made)
         return ()
 
     def doubts(self) -> tuple[str, ...]:
-        """Say where trials wait for others; what is repeated is told by its name."""
+        """Say where trials wait for others, and what is made again of the base's values.
+
+        What is repeated is told by its name.
+        """
         if not self._definition.in_order:
-            return ()
+            return tuple(self._remade)
         last = f"n - {self.num_parallel}"
         said = f"in_order=True: trial n waits for the results of trials 0 to {last}, so a"
-        return (f"{said} slow one may keep places empty.",)
+        return (f"{said} slow one may keep places empty.", *self._remade)
 
     def starts(self, status: Status, *, has_failed: bool = False) -> bool:
         """Tell whether a run starts an experiment of *status*, if nothing runs it."""
@@ -256,8 +265,7 @@ class BayesianSearch:
         Raises:
             InvalidExperimentsError: If they do not fit the base config.
         """
-        named = ParameterGridSearch(self._base_config, f"{self.name}_{number:04d}")
-        return named.experiment(parameters)
+        return self._whole.copy(f"{self.name}_{number:04d}").experiment(parameters)
 
 
 def _check_grid(grid: Any) -> None:

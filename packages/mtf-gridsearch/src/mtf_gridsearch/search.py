@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Generic, Self, TypeVar
 
 from mtf_gridsearch._base import NAME, UnfitError
@@ -104,8 +104,12 @@ class ParameterGridSearch(Generic[ConfigT]):
     @property
     def base_digest(self) -> str:
         """What stands for the base config: 64 hex digits; its name does not count."""
-        values = {k: v for k, v in self._base.plain.items() if k != NAME}
-        return hashlib.sha256(canonical(values)).hexdigest()
+        return hashlib.sha256(canonical(self._nameless(self._base.plain))).hexdigest()
+
+    @property
+    def name_key(self) -> str:
+        """The key that configs have their name under, if they have one."""
+        return self._base.name_key
 
     def add_grid(self, grid: Grid) -> Self:
         """Search *grid* as well; what is added to it later is not seen.
@@ -127,9 +131,17 @@ class ParameterGridSearch(Generic[ConfigT]):
         self._planned = self._by_content = None
         return self
 
-    def copy(self) -> Self:
-        """Return the same search; a grid that is added to one is not in the other."""
+    def copy(self, name: str | None = None) -> Self:
+        """Return the same search; a grid that is added to one is not in the other.
+
+        Args:
+            name: That it has in place of this one's.
+
+        Raises:
+            NamingError: If *name* is none.
+        """
         other = copy.copy(self)
+        other._name = self._name if name is None else check_name(name)  # noqa: SLF001
         other._grids = list(self._grids)  # noqa: SLF001 -- of this class
         return other
 
@@ -175,10 +187,28 @@ class ParameterGridSearch(Generic[ConfigT]):
         """
         groups: dict[str, list[GridExperiment[ConfigT]]] = {}
         for experiment in self.plan():
-            values = experiment.model_dump(mode="json")
-            values.pop(NAME, None)
+            values = self._nameless(experiment.model_dump(mode="json"))
             groups.setdefault(identity_of(values), []).append(experiment)
         return [tuple(group) for group in groups.values() if len(group) > 1]
+
+    def made_again(self, experiments: Iterable[GridExperiment[ConfigT]]) -> list[str]:
+        """Say which values of the base its class makes again, as others, in *experiments*.
+
+        They were set in the base, by the user or by a validator, to what the class would
+        make of other values anyway.
+        """
+        found: dict[str, list[str]] = {}
+        for experiment in experiments:
+            changes = self._base.made_again(experiment.config, experiment.parameters)
+            for key, old, new in changes:
+                said = f"{new} instead of {old} in {experiment.experiment_name}"
+                found.setdefault(key, []).append(said)
+        return [
+            f"{key} follows from other values: it is made again ({said[0]}"
+            + f" and {len(said) - 1} more" * (len(said) > 1)
+            + f"); set {key} as a parameter to keep it."
+            for key, said in found.items()
+        ]
 
     def generate_experiments(self) -> list[ConfigT]:
         """Return the configs of `plan`, of the type of the base, each the caller's own.
@@ -187,7 +217,7 @@ class ParameterGridSearch(Generic[ConfigT]):
             GridError: As `plan`.
             InvalidExperimentsError: As `plan`.
         """
-        return [copy.deepcopy(experiment.config) for experiment in self.plan()]
+        return [self._own(experiment) for experiment in self.plan()]
 
     def experiment(
         self, parameters: Mapping[str, Any], number: int | None = None
@@ -275,9 +305,17 @@ class ParameterGridSearch(Generic[ConfigT]):
         }
 
     def _digest(self, config: ConfigT) -> str:
-        values = self._base.plain_of(config)
-        values.pop(NAME, None)
-        return identity_of(values)
+        return identity_of(self._nameless(self._base.plain_of(config)))
+
+    def _nameless(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in values.items() if k != self.name_key}
+
+    def _own(self, experiment: GridExperiment[ConfigT]) -> ConfigT:
+        try:
+            return copy.deepcopy(experiment.config)
+        except Exception:  # noqa: BLE001 - as for a lock in a private attribute
+            name = experiment.experiment_name
+            return self._base.applied(experiment.parameters, name)  # type: ignore[no-any-return]
 
     def _combinations(self) -> dict[str, Combination]:
         if not self._grids:

@@ -19,7 +19,8 @@ In place of a list a parameter may have ``{uniform: [low, high]}``, ``loguniform
 ``int`` or ``choice``; linked ones stand below one entry as ``{linked: {a: [...], b:
 [...]}}``; in place of a grid stand ``{concatenated: [...]}`` and ``{crossed: [...]}``.
 
-``base_class: my_configs:Config`` names the pydantic model that the base is read by.
+``base_class: my_configs:Config`` names the pydantic model that the base is read by, also one
+that stands elsewhere.
 ``entry_point`` says what experiments run; ``early_stopping`` and ``bayesian`` how the
 command line runs them: see `mtf_gridsearch._sections`.
 """
@@ -116,11 +117,11 @@ class SearchDefinition:
         return search
 
     def _base(self, given: Any) -> Any:
-        if given is not None:
-            return given
-        if self.base is None:
+        base = self.base if given is None else given
+        if base is None:
             raise GridError(self.name or "search", "has no base config: give one")
-        return model_of(self.base_class, self.base) if self.base_class else self.base
+        is_read = self.base_class is not None and isinstance(base, Mapping)
+        return model_of(self.base_class or "", base) if is_read else base
 
 
 def read(path: Path) -> SearchDefinition:
