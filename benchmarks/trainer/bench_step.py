@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from _children import describe, parser_for, result_of
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 LOG_EVERY = 50
 MAX_NORM = 1.0
@@ -41,6 +41,25 @@ def mlp(num_batches: int) -> tuple[nn.Module, TensorDataset, int]:
     return model, TensorDataset(x, torch.randint(10, (len(x),))), 64
 
 
+class Samples(Dataset[Any]):
+    """Gives the samples of tensors one by one, as a data set of somebody's own does."""
+
+    def __init__(self, tensors: TensorDataset) -> None:
+        self._x, self._y = tensors.tensors
+
+    def __len__(self) -> int:
+        return len(self._x)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self._x[index], self._y[index]
+
+
+def mlp_of_samples(num_batches: int) -> tuple[nn.Module, Dataset[Any], int]:
+    """The same MLP, on a data set of somebody's own."""
+    model, data, batch_size = mlp(num_batches)
+    return model, Samples(data), batch_size
+
+
 def transformer(num_batches: int) -> tuple[nn.Module, TensorDataset, int]:
     """Transformer of 133,000 weights, batches of 16 texts of 32 tokens."""
     x = torch.randint(256, (num_batches * 16, 32))
@@ -50,7 +69,11 @@ def transformer(num_batches: int) -> tuple[nn.Module, TensorDataset, int]:
     return model, TensorDataset(x, x), 16
 
 
-MODELS = {"mlp": (mlp, 2000), "transformer": (transformer, 300)}
+MODELS: dict[str, tuple[Callable[[int], tuple[nn.Module, Dataset[Any], int]], int]] = {
+    "mlp": (mlp, 2000),
+    "mlp_of_samples": (mlp_of_samples, 2000),
+    "transformer": (transformer, 300),
+}
 
 
 class Work:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import (
     ConcatDataset,
     DataLoader,
@@ -415,6 +415,58 @@ def test_many_are_fetched_at_once_where_nothing_is_seeded() -> None:
         Subset(TensorDataset(torch.arange(6)), [5, 3]), 2
     )
     assert batches(loader)[0].data[0].tolist() == [5, 3]
+
+
+@pytest.mark.parametrize(
+    ("tensor", "at_once"),
+    [
+        (torch.randn(5, 3, dtype=torch.bfloat16), True),
+        (torch.tensor([-0.0, float("nan"), 1e-40, float("inf"), 0.0]), True),
+        (torch.randint(9, (5, 2, 2)), True),
+        (torch.zeros(5, 0), True),
+        (torch.randn(3, 5).t(), False),
+        (torch.randn(5, 2, requires_grad=True), False),
+        (torch.randn(5, 2, dtype=torch.complex64), False),
+        (nn.Parameter(torch.randn(5, 2), requires_grad=False), False),
+    ],
+)
+def test_rows_of_tensors_are_what_samples_collated_would_be(
+    tensor: Tensor, *, at_once: bool
+) -> None:
+    """A batch is the loader's own, bit for bit, taken at once where that is certain."""
+    dataset = TensorDataset(torch.arange(5), tensor)
+    order = [3, 0, -1, 2, 2]
+
+    def read(sampler: Any, num_workers: int = 0) -> None:
+        loader: DataLoader[Any] = DataLoader(
+            dataset, 2, sampler=sampler, num_workers=num_workers
+        )
+        found = [batch.data for batch in batches(loader)]
+        expected = list(DataLoader(dataset, 2, sampler=sampler))
+        for ours, theirs in zip(found, expected, strict=True):
+            assert type(ours) is type(theirs)
+            for one, other in zip(ours, theirs, strict=True):
+                assert (one.dtype, one.stride()) == (other.dtype, other.stride())
+                assert bits(one) == bits(other)
+
+    def bits(tensor: Tensor) -> list[int]:
+        found: list[int] = tensor.detach().flatten().view(torch.uint8).tolist()
+        return found
+
+    taken: list[Any] = []
+    getitem = TensorDataset.__getitem__
+
+    def counting(self: TensorDataset, index: Any) -> Any:
+        taken.append(index)
+        return getitem(self, index)  # type: ignore[no-untyped-call]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TensorDataset, "__getitem__", counting)
+        read(order)
+    assert len(taken) == (5 if at_once else 10)  # those of the loader itself are 5
+    read([torch.tensor(index) for index in order])
+    if not tensor.requires_grad:  # which torch cannot collate in a worker
+        read(order, num_workers=1)
 
 
 def test_an_epoch_is_given_up_and_another_begun() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 from torch.utils.data import (
@@ -33,6 +34,12 @@ __all__ = ["MapSource"]
 
 _ORDER, _SAMPLE, _COLLATE, _WORKERS = range(4)
 _PLAIN = (TensorDataset, Tensor, list, tuple, range)
+_DTYPES = frozenset(
+    {
+        *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool),
+        *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
+    }
+)
 
 
 class MapSource:
@@ -206,9 +213,14 @@ class _MapFetcher:
         self._batched = batched
         self._seeds_samples = not _is_plain(self.dataset)
         self._seeds_collate = self._collate not in (default_collate, default_convert)
+        is_default = batched and self._collate is default_collate
+        self._takes_rows = is_default and _has_rows(self.dataset)
 
     def __getitem__(self, request: tuple[int, list[Any]]) -> Any:
         epoch, indices = request
+        if self._takes_rows and all(type(index) is int for index in indices):
+            rows = torch.tensor(indices)
+            return [tensor[rows] for tensor in self.dataset.tensors]
         if not (self._seeds_samples or self._seeds_collate):
             return self._collate(self._fetch(indices))
         if in_worker():
@@ -238,6 +250,19 @@ class _MapFetcher:
         if self._seeds_collate:
             seed_streams(mix(self._seed, epoch, _COLLATE, word_of(indices[0])))
         return self._collate(fetched)
+
+
+def _has_rows(dataset: Any) -> bool:
+    """Return whether rows of tensors are what samples of *dataset*, collated, would be."""
+    return type(dataset) is TensorDataset and all(
+        type(tensor) is Tensor
+        and tensor.layout is torch.strided
+        and tensor.is_cpu
+        and tensor.is_contiguous()
+        and tensor.dtype in _DTYPES
+        and not tensor.requires_grad
+        for tensor in dataset.tensors
+    )
 
 
 def _is_plain(dataset: Any) -> bool:
