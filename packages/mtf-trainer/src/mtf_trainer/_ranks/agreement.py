@@ -13,9 +13,9 @@ at the same call. How long anything takes, in whichever process, changes only th
 that are sent, never who sees them when. What one process wants between two launches
 travels with the next.
 
-That number of calls is what the slowest process can make in a tenth of a second, at most
-64. So a wish is known to all after at most two such spans, a fifth of a second; where a
-step takes longer than a tenth, with the second call after it was made. If steps become
+That number of calls is what the slowest process can make in a quarter of a second, at most
+64. So a wish is known to all after at most two such spans, half a second; where a step
+takes longer than a quarter, with the second call after it was made. If steps become
 slower all at once, that takes up to 128 of them: call `agree_now` where they are expected
 to, as between training and validation, after which the number is 1 again.
 
@@ -34,7 +34,7 @@ from lightning.fabric import Fabric
 
 __all__ = ["StopAgreement"]
 
-_SPAN_US = 100_000
+_SPAN_US = 250_000
 _MOST_CALLS = 64
 
 
