@@ -136,3 +136,22 @@ def test_efficiency_is_what_accounting_has(client: Cluster, project: Project) ->
     assert job.cpu_used_s is not None
     assert job.cpu_used_s >= 1
     assert job_id in report.table()
+
+
+def test_why_jobs_failed(client: Cluster, project: Project) -> None:
+    """What a program said last is told, and not what srun and the shell say of it."""
+    assert client.conf.exists()
+    launcher = project.launcher("trivial.py")
+    batch = [
+        Plain(f"{do}-{launch}-{nodes}", {"do": do, "slurm": {"launch": launch, **how}})
+        for do in ("raise", "die")
+        for launch, nodes in (("srun", 1), ("srun", 2), ("none", 1))
+        for how in [{"nodes": nodes}]
+    ]
+    job_ids = launcher.submit_experiment_batch(batch).job_ids
+    assert set(launcher.wait(job_ids, timeout_s=SOON_S)) == {JobState.FAILED}
+    reasons = {end.reason for end in launcher.outcomes(job_ids)}
+    assert reasons == {
+        "exit code 1: ValueError: the rate is negative",
+        "killed by signal 9 (Killed)",
+    }

@@ -95,6 +95,7 @@ sys.exit(result.exit_code)
 # Does what its config says, without torch.
 TRIVIAL = """
 import json
+import os
 import signal
 import sys
 import time
@@ -112,6 +113,10 @@ while is_deaf or do == "wait" and not Path("go_on").exists():
     assert time.monotonic() < deadline
 while do == "work" and time.process_time() < 2:
     pass
+if do == "raise":
+    raise ValueError("the rate is negative")
+if do == "die":
+    os.kill(os.getpid(), signal.SIGKILL)
 sys.exit(3 if do == "fail" else 0)
 """
 

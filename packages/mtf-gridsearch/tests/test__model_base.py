@@ -946,7 +946,7 @@ def test_what_follows_in_dataclasses_extras_and_mappings_is_made_again() -> None
     config = made.applied(parameters, "e")
     assert config == Nets(net=Widths(128), epochs=20, kwargs={"decay": 0.5})
     again = {key: new for key, _, new in made.made_again(config, parameters)}
-    assert again == {"kwargs.warmup": "2.0", "patience": "10", "net.wide": "512"}
+    assert again == {"kwargs.warmup": "2.0", "patience": "10"}
     other = Nets.model_validate({"net": Widths(wide=3), "patience": 7})
     kept = base_of(other).applied(parameters, "e")
     assert (kept.net.wide, kept.net.twice, kept.model_extra) == (3, 256, {"patience": 7})
@@ -1002,3 +1002,129 @@ def test_a_private_lock_is_no_part_of_an_experiment() -> None:
     config = Locked()
     made = base_of(config)
     assert made.applied({"lr": 0.2}, "e")._lock is not config._lock
+
+
+class Private(BaseModel):
+    a: int = 1
+    _made: object = PrivateAttr(default_factory=object)
+
+
+class Short(BaseModel):
+    x_a: int = 1
+    p: int = 0
+
+
+class Long(BaseModel):
+    x_a: int = Field(1, alias="XA")
+    q: int = 0
+
+
+class Bounded(BaseModel):
+    experiment_name: str = "b"
+    epochs: int = 100
+    warmup: int = 0
+    steps: int = 0
+    rate: float = 1.0
+    kind: str = "mlp"
+    layers: Any = None
+
+    @field_validator("rate")
+    @classmethod
+    def _at_most_ten(cls, value: float) -> float:
+        return min(value, 10.0)
+
+    @model_validator(mode="after")
+    def _fit(self) -> "Bounded":
+        self.warmup = min(self.warmup, self.epochs)
+        if self.kind == "linear":
+            self.steps = self.epochs * 100
+        return self
+
+
+def test_what_a_parameter_changes_elsewhere_is_told() -> None:
+    """A value of the base that a validator takes back, and a number that it changes."""
+    made = base_of(Bounded(warmup=10))
+    parameters: dict[str, Any] = {"epochs": 5, "rate": 50.0}
+    config = made.applied(parameters, "e")
+    assert (config.warmup, config.rate) == (5, 10.0)
+    assert list(made.made_again(config, parameters)) == [
+        ("warmup", "10", "5"),
+        ("rate", "50.0", "10.0"),
+    ]
+
+
+def test_a_parameter_that_others_override_is_refused() -> None:
+    """Though it is not what the base has, either."""
+    made = base_of(Bounded())
+    parameters = {"kind": "linear", "epochs": 5, "steps": 3}
+    with pytest.raises(
+        UnfitError, match="steps: it would do nothing, for Bounded makes 500"
+    ):
+        made.applied(parameters, "e")
+    assert made.applied({**parameters, "steps": 500}, "e").steps == 500
+
+
+def test_what_is_no_section_is_not_made_one() -> None:
+    """A list, or a text, is set as a whole."""
+    for value in ([1, 2], "text"):
+        made = base_of(Bounded(layers=value))
+        with pytest.raises(
+            UnfitError, match=r"layers: it is .*, no section: set it as a"
+        ):
+            made.applied({"layers.0": 7}, "e")
+    assert base_of(Bounded()).applied({"layers.a": 7}, "e").layers == {"a": 7}
+
+
+@dataclasses.dataclass
+class Noted:
+    a: int = 1
+    note: str = dataclasses.field(default="", compare=False)
+
+
+class Loose(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    experiment_name: str = "b"
+    noted: Noted = Noted()
+    flag: bool | int | None = None
+    inner: Private = Private()
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _fill(self) -> "Loose":
+        if self.flag is None:
+            self.flag = 1
+        return self
+
+
+def test_what_is_equal_and_not_the_same_is_kept() -> None:
+    """What a comparison does not see, and true where there would be 1."""
+    made = base_of(Loose(noted=Noted(1, "keep"), flag=True))
+    config = made.applied({"seed": 1}, "e")
+    assert (config.noted.note, config.flag) == ("keep", True)
+    assert type(config.flag) is bool
+
+
+def test_a_section_set_as_a_whole_keeps_its_further_keys() -> None:
+    """One that a value does not name would be gone."""
+
+    class Base(BaseModel):
+        experiment_name: str = "b"
+        model: Loose = Loose()
+
+    made = base_of(Base(model=Loose.model_validate({"depth": 3})))
+    with pytest.raises(UnfitError, match=r"model\.depth: 3 of the base .* would be gone"):
+        made.applied({"model": {"seed": 1}}, "e")
+
+
+def test_members_of_a_union_are_told_apart_by_their_keys() -> None:
+    """In any process: the types of an annotation come in no order of their own."""
+
+    class Both(BaseModel):
+        experiment_name: str = "b"
+        member: Short | Long = Short()
+
+    made = base_of(Both(member=Short(x_a=3)))
+    config = made.applied({"member": {"x_a": 5, "p": 1}}, "e")
+    assert config.member == Short(x_a=5, p=1)
+    config = made.applied({"member": {"x_a": 5, "q": 1}}, "e")
+    assert config.member == Long(XA=5, q=1)

@@ -50,7 +50,7 @@ def test_status_says_how_many_and_why(
     submit("wait_a", "wait_b", "wait_c")
     at_s = time.time()  # noqa: TID251 -- a date
     failures = [
-        NodeFailure(node="n7", at_s=at_s - 90 * i, job_id="1", reason="")
+        NodeFailure(node="n7", at_s=at_s - 90 * i, job_id=str(i), reason="")
         for i in range(3)
     ]
     record(folder, failures)
@@ -122,7 +122,7 @@ def test_efficiency_is_a_table(
     """With the names of the experiments."""
     slurm.configure(is_held=True)
     submit("a")
-    line = "1|COMPLETED|0:0|7|5|2|1|00:02.187|500M|billing=2,cpu=2,mem=500M,node=1|||\n"
+    line = "1|COMPLETED|0:0|7|5|2|1|00:02.187|500M|billing=2,cpu=2,mem=500M,node=1||||/runs\n"
     slurm.fail("sacct", "", status=0, stdout=line)
     assert cli.main(["efficiency", str(folder)]) == 0
     assert "1    a           succeeded  0:00:07 of 0:05:00 2%" in capsys.readouterr().out

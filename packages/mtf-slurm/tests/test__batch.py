@@ -203,7 +203,7 @@ def test_a_first_submission_whose_config_is_refused(
     odd = experiment("odd")
     odd.values["lr"] = float("nan")
     [row] = make_launcher().submit_experiment_batch([odd])
-    assert "odd: its config is not what JSON can hold: Out of range float" in row.error
+    assert "its config is not what JSON can hold: Out of range float" in row.error
     assert not (project / "experiments").exists()
     assert slurm.calls() == []
 
@@ -306,7 +306,7 @@ def test_one_name_with_two_configs_is_refused(
     batch = [experiment("a"), experiment("a", do="fail"), odd, experiment("b")]
     result = make_launcher().submit_experiment_batch([*batch, experiment("c")])
     assert [row.job_id for row in result] == [None, None, None, None, "1"]
-    assert "a: it comes twice, with different configs" in (result.rows[0].error or "")
+    assert "it comes twice, with different configs" in (result.rows[0].error or "")
     assert not (project / "experiments" / "a").exists()
     assert not (project / "experiments" / "b").exists()
 

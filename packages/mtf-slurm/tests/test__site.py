@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from mtf_slurm._site import manager_of
-from mtf_slurm.errors import TemplateError
+from mtf_slurm.errors import SnapshotError, TemplateError
 from mtf_slurm.git import GitManager
 from mtf_slurm.testing import FakeSlurm
 
@@ -96,11 +95,61 @@ def test_a_folder_that_is_given_later_is_not_frozen(
         assert json.loads(text)["dirty"] == []
 
 
-def test_patterns_of_folders_are_their_names(project: Path, tmp_path: Path) -> None:
-    """What is special in a pattern is escaped; what lies elsewhere needs none."""
-    manager = manager_of(project, [project / "a*[1]", tmp_path / "elsewhere", project])
-    assert "/a\\*\\[1]/" in manager._choice.exclude
-    assert not [p for p in manager._choice.exclude if "elsewhere" in p or p == "/./"]
+@pytest.mark.parametrize("name", ["link/runs", "project/runs", "project/linked"])
+def test_experiments_by_any_path_are_not_frozen(
+    name: str,
+    make_launcher: Make,
+    experiment: Make,
+    slurm: FakeSlurm,
+    project: Path,
+    tmp_path: Path,
+) -> None:
+    """Through a link, as a link or by its name, a snapshot has nothing of their folder."""
+    slurm.configure(is_held=True)
+    (tmp_path / "link").symlink_to(project)
+    (tmp_path / "elsewhere").mkdir()
+    (project / "linked").symlink_to(tmp_path / "elsewhere")
+    (project / ".git" / "info" / "exclude").write_text("", encoding="utf-8")
+    if not name.endswith("linked"):
+        (project / "linked").unlink()
+    folder = tmp_path / name
+    for each in "ab":
+        launcher = make_launcher(experiments_folder=folder)
+        launcher.submit_single_experiment(experiment(each))
+    said = json.loads((folder / "b" / "code.json").read_text(encoding="utf-8"))
+    assert said["dirty"] == []
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_experiments_that_are_the_project(
+    *, is_link: bool, make_launcher: Make, project: Path, tmp_path: Path
+) -> None:
+    """The code cannot be frozen without itself: where experiments are the project is told."""
+    (tmp_path / "link").symlink_to(project)
+    folder = tmp_path / "link" if is_link else project
+    with pytest.raises(SnapshotError, match="name another experiments_folder"):
+        make_launcher(experiments_folder=folder)
+    assert make_launcher(experiments_folder=tmp_path)
+    assert make_launcher(experiments_folder=folder, freeze_code=False)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"setup": ["a", "b\x00"]}, "line 2 of setup has a control character"),
+        ({"setup": ["a\r"]}, "line 1 of setup"),
+        ({"python": ""}, "python is '': .* give an absolute path"),
+        ({"python": "bin/python"}, "python is 'bin/python': jobs run elsewhere"),
+        ({"python": "/a\nb"}, "python is"),
+    ],
+)
+def test_what_jobs_cannot_run(
+    make_launcher: Make, given: dict[str, Any], said: str
+) -> None:
+    """A line of setup or an interpreter that no job could use is refused at once."""
+    with pytest.raises(ValueError, match=said):
+        make_launcher(**given)
+    assert make_launcher(setup=["if x;\tthen :; fi"], python="python3")
 
 
 def test_what_freezes_the_code_by_choice_stays(

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from mtf_slurm import arrays
 from mtf_slurm.arrays import Job, Planned, Work, plan
+from mtf_slurm.errors import SubmissionError
 from mtf_slurm.settings import SlurmSettings
 from mtf_slurm.states import JobState
 
@@ -118,3 +121,31 @@ def test_the_last_of_each_experiment(tmp_path: Path) -> None:
         "a": ("2_0", jobs[1].token),
         "b": ("1_1", jobs[0].token),
     }
+
+
+@pytest.mark.parametrize("name", ["task.sh", "settings.sh", "job.sbatch", ".tasks"])
+def test_a_full_disk_is_told(tmp_path: Path, name: str) -> None:
+    """The error names the file and what to do, and the job is never taken for a whole one."""
+    job = arrays.new_job(tmp_path, 1)
+    (job.folder / name).symlink_to("/dev/full")
+    said = rf"/{name}: cannot be written: No space left on device; make room there"
+    with pytest.raises(SubmissionError, match=said):
+        arrays.write_files(job, Planned(WORK, (("a",),)), "x=1\n", "#!/bin/bash\n")
+    assert Job(job.folder).tasks == ()
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    """Where there is no folder of submissions, and can be none, the error names it."""
+    (tmp_path / arrays.JOBS_FOLDER).write_text("", encoding="utf-8")
+    with pytest.raises(SubmissionError, match=r"/000001\..*: cannot be written: "):
+        arrays.new_job(tmp_path, 1)
+
+
+def test_the_script_is_its_owners(tmp_path: Path) -> None:
+    """What the lines of a setup say, others cannot read; the task is for who looks after it."""
+    job = arrays.new_job(tmp_path, 1)
+    arrays.write_files(job, Planned(WORK, (("a",),)), "x=1\n", "#!/bin/bash\n")
+    modes = {path.name: path.stat().st_mode & 0o077 for path in job.folder.iterdir()}
+    assert modes.pop("job.sbatch") == 0
+    assert 0 not in modes.values()
+    assert (job.folder / "settings.sh").read_text(encoding="utf-8") == "x=1\n"

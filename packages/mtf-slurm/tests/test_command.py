@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -98,6 +99,20 @@ def test_a_command_that_hangs_is_killed(slurm: FakeSlurm) -> None:
     slurm.fail("squeue", is_hanging=True)
     with pytest.raises(NoAnswerError, match=r"no answer: none within 0\.5 s"):
         Commands(timeout_s=0.5).once(["squeue"])
+
+
+def test_sbatch_that_waits_for_room_is_told_so(
+    slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would wait for minutes; what it says of that is no silence."""
+    assert slurm.folder.is_dir()
+    said = "sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying."
+    script = tmp_path / "sbatch"
+    script.write_text(f"#!/bin/sh\necho '{said}' >&2\nexec sleep 60\n", encoding="utf-8")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(NoRoomError, match=r"no room now: .*unable to accept job"):
+        Commands(timeout_s=2).once(["sbatch", "job.sh"])
 
 
 def test_no_slurm_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

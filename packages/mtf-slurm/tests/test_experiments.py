@@ -15,7 +15,6 @@ from mtf_slurm.experiments import (
     config_text,
     dumped,
     has_other_config,
-    write_config,
     write_text,
 )
 
@@ -68,16 +67,16 @@ def test_a_config_that_cannot_be_written(
     """It is named, with the reason."""
     (tmp_path / "e").touch()
     with pytest.raises(SubmissionError, match=r"config\.yaml cannot be written"):
-        write_config(tmp_path / "e", experiment("e"))
+        write_text(tmp_path / "e", "e", config_text(experiment("e")))
 
 
 def test_a_disk_that_is_full(tmp_path: Path, experiment: Callable[..., Any]) -> None:
     """The config that was there stays, the reason is said, and nothing is left beside it."""
-    write_config(tmp_path / "e", experiment("e", do="old"))
+    write_text(tmp_path / "e", "e", config_text(experiment("e", do="old")))
     before = (tmp_path / "e" / "config.yaml").read_bytes()
     (tmp_path / "e" / f".config.{os.getpid()}").symlink_to("/dev/full")
     with pytest.raises(SubmissionError, match=r"config\.yaml cannot be .*No space left"):
-        write_config(tmp_path / "e", experiment("e", do="new"))
+        write_text(tmp_path / "e", "e", config_text(experiment("e", do="new")))
     assert (tmp_path / "e" / "config.yaml").read_bytes() == before
     assert [path.name for path in (tmp_path / "e").iterdir()] == ["config.yaml"]
 
@@ -87,11 +86,11 @@ def test_configs_are_written_where_there_is_another(
 ) -> None:
     """Folders are made; the same text is left alone, and another is replaced."""
     folder = tmp_path / "deep" / "er" / "e"
-    write_config(folder, experiment("e"))
+    write_text(folder, "e", config_text(experiment("e")))
     inode = (folder / "config.yaml").stat().st_ino
-    write_config(folder, experiment("e"))
+    write_text(folder, "e", config_text(experiment("e")))
     assert (folder / "config.yaml").stat().st_ino == inode
-    write_config(folder, experiment("e", do="fail"))
+    write_text(folder, "e", config_text(experiment("e", do="fail")))
     assert (folder / "config.yaml").stat().st_ino != inode
     (folder / "config.yaml").write_bytes(b"\xff")
     with pytest.raises(SubmissionError, match=r"config\.yaml cannot be written: .*utf-8"):

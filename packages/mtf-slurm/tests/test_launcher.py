@@ -459,34 +459,33 @@ def test_wait_outlasts_what_passes(
         launcher.wait([job_id], patience_s=0)
 
 
-def test_how_jobs_ended_is_told(
+def test_wait_ends_when_it_is_to(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm
+) -> None:
+    """Its limit holds where Slurm hangs: no command is waited for much longer."""
+    slurm.configure(is_held=True)
+    launcher = make_launcher(commands=Commands(timeout_s=60))
+    job_id = launcher.submit_single_experiment(experiment("e"))
+    slurm.fail("squeue", times=9, is_hanging=True)
+    began_s = time.monotonic()
+    assert launcher.wait([job_id], timeout_s=0.5) == ["unknown"]
+    assert time.monotonic() - began_s < 30
+
+
+def test_what_comes_back_too_often_was_preempted(
     make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
 ) -> None:
-    """Reasons come from what jobs left, else from Slurm; usage from accounting, or is None."""
+    """The last time it is not run, and says so."""
     launcher = make_launcher()
-    batch = [experiment("a"), experiment("b", do="fail"), experiment("c", do="again")]
-    asked = [experiment(e.experiment_name, e.values["do"], requeue=False) for e in batch]
-    ids = launcher.submit_experiment_batch(asked).job_ids
-    launcher.wait(ids, timeout_s=60)
-    err = project / "experiments" / "b" / f"{ids[1]}.err"
-    err.write_text("Traceback\nValueError: oh\n\n", encoding="utf-8")
-    row = "{}|{}|1:0|7|5|2|1|00:02.187|500M|mem=500M|||\n"
-    step = "{}.batch|COMPLETED|0:0|7||2|1|00:02.187|||12312K|1|mem=12312K\n"
-    words = ("COMPLETED", "OUT_OF_MEMORY", "FAILED")
-    rows = [
-        text.format(i, w) for i, w in zip(ids, words, strict=True) for text in (row, step)
-    ]
-    slurm.fail("sacct", "", status=0, stdout="".join(rows))
-    ends = launcher.outcomes(ids)
-    assert [end.reason for end in ends] == [
-        "",
-        "exit code 3; Slurm says OUT_OF_MEMORY: ValueError: oh",
-        "it was preempted, and did not come back",
-    ]
-    assert {end[1:] for end in ends} == {(7.0, 2.187, 12312 * 1024)}
-    assert len(slurm.calls("sacct")) == 1
-    slurm.configure(has_accounting=False)
-    assert [end[1:] for end in launcher.outcomes(ids)] == [(None, None, None)] * 3
+    asked = experiment("e", do="stubborn", max_requeues=0, time="10:00")
+    slurm.configure(is_held=True)
+    job_id = launcher.submit_single_experiment(asked)
+    with slurm._store.open() as state:
+        state["tasks"][job_id]["restarts"] = 1
+    slurm.configure(is_held=False)
+    assert launcher.wait([job_id], timeout_s=60) == ["preempted"]
+    assert launcher.outcomes([job_id])[0].reason.endswith("did not come back")
+    assert starts(project / "experiments" / "e") == []
 
 
 def test_folders_that_cannot_be_used(make_launcher: Make, tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ def test_templates_that_cannot_be_used(tmp_path: Path, text: str, said: str) -> 
         ("x={{ 1 / 0 }}", "mine.sbatch:2: division"),
         ("x={{ '{}'.format() }}", "mine.sbatch:2: .*index"),
         ("x={{ '\x01' }}", "control character"),
-        ("x={{ setup | upper }}", "control character"),
+        ("x={{ setup | upper }}", "setup is written as it is"),
         ("cat <<E\nx={{ job_name }}\nE", "line 3 of the script: `x={{ }}`: a here-doc"),
         (
             "cd {{ job_name }}/'x'",
@@ -386,6 +386,29 @@ def test_a_setting_that_picks_another_is_not_passed_over(tmp_path: Path) -> None
     made.check(SlurmSettings(partition="gpu"))
     with pytest.raises(TemplateError, match=r"mine\.sbatch:3: .*no attribute 'cpu'"):
         made.check(SlurmSettings(partition="cpu"))
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        *(
+            "setup.format(qos)",
+            "setup.format_map({'a': qos})",
+            "setup ~ qos",
+            "setup._text",
+        ),
+        *("setup | replace('@', qos)", "[setup] | join(qos)", "'%s' | format(setup)"),
+        *("setup[0]", "[setup]", "setup | attr('_text')", "'{}'.format(setup)"),
+    ],
+)
+def test_a_setup_is_written_as_it_is_or_refused(written: str, tmp_path: Path) -> None:
+    """Nothing is made of its lines, so that no value becomes one."""
+    text = f"#!/bin/bash\n{{% if qos %}}\n{{{{ {written} }}}}\n{{% endif %}}\n"
+    text += "{% if setup %}\n{{ setup }}\n{% endif %}\nexec {{ run }}\n"
+    with pytest.raises(TemplateError, match=r"mine\.sbatch:3: "):
+        template(tmp_path, text).render(
+            values(SlurmSettings(qos="; : >PWNED"), setup="echo {} {a} @")
+        )
 
 
 def test_a_setup_that_a_template_passes_over(tmp_path: Path) -> None:

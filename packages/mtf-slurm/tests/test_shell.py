@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtf_slurm.arrays import Code, Planned, Work
-from mtf_slurm.git import Snapshot
+from mtf_slurm.errors import SnapshotError
+from mtf_slurm.git import GitManager, Snapshot
 from mtf_slurm.settings import SlurmSettings
 from mtf_slurm.shell import command_words, shell_settings
 
@@ -218,6 +219,9 @@ def edited(tmp_path: Path) -> tuple[Code, Path]:
     ("asked", "python", "is_found"),
     [
         ({"venv": "{env}"}, None, True),
+        ({"venv": "{env}"}, "/usr/bin/none", True),
+        ({"venv": "/none"}, "{env}/bin/python", True),
+        ({"conda": "c"}, "{env}/bin/python", True),
         ({}, "{env}/bin/python", True),
         ({}, None, True),
         ({}, "python3", True),
@@ -242,9 +246,118 @@ def test_folders_that_are_installed_to_be_edited(
     code = replace(code, python=python and python.format(env=env))
     settings = SlurmSettings(**{k: v.format(env=env) for k, v in asked.items()})
     monkeypatch.setattr(site, "getsitepackages", lambda: [str(packages)])
-    planned = Planned(Work(settings, "t.py"), (("a",),))
+    planned = Planned(Work(settings, "a:b"), (("a",),))
     text = shell_settings(Path("/e"), planned, code)
     words = read_by_bash(text + 'printf "%s\\0" "$top" "${paths[@]}"')
     assert words == [str(tmp_path / "repo"), *(["a b/src", "c"] if is_found else [])]
     plain = shell_settings(Path("/e"), planned, replace(code, snapshot=None))
     assert "paths=()" in plain.splitlines()
+
+
+def edited_in(code: Code, **more: Any) -> list[str]:
+    """Return the folders that are found to be installed to be edited."""
+    planned = Planned(Work(SlurmSettings(**more), "a:b"), (("a",),))
+    text = shell_settings(Path("/e"), planned, code)
+    return read_by_bash(text + 'printf "%s\\0" "$top" "${paths[@]}"')[1:]
+
+
+@pytest.mark.parametrize("is_enabled", [False, True])
+def test_what_a_user_installed_to_be_edited(
+    *,
+    is_enabled: bool,
+    edited: tuple[Code, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where the interpreter looks into the user's own packages, so does a submission."""
+    code, packages = edited
+    monkeypatch.setattr(site, "getsitepackages", list)
+    monkeypatch.setattr(site, "getusersitepackages", lambda: str(packages))
+    monkeypatch.setattr(site, "ENABLE_USER_SITE", is_enabled)
+    assert edited_in(code) == (["a b/src", "c"] if is_enabled else [])
+
+
+def test_what_other_interpreters_see(
+    edited: tuple[Code, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A venv sees its base's packages if it says so, and a base those of the user."""
+    code, _ = edited
+    venv = tmp_path / "venv"
+    venv.mkdir()
+    says = f"home = {tmp_path}/env/bin\ninclude-system-site-packages = "
+    (venv / "pyvenv.cfg").write_text(f"{says}false\n", encoding="utf-8")
+    assert edited_in(code, venv=str(venv)) == []
+    (venv / "pyvenv.cfg").write_text(f"{says}true\n", encoding="utf-8")
+    assert edited_in(code, venv=str(venv)) == ["a b/src", "c"]
+    monkeypatch.setattr(site, "getuserbase", lambda: str(tmp_path / "env"))
+    other = replace(code, python="/none/bin/python")
+    assert edited_in(other) == ["a b/src", "c"]
+
+
+@pytest.fixture
+def frozen(repo: Any) -> Code:
+    """Frozen code of the project `sub`, in a repository with more."""
+    repo.write(".gitignore", "ignored.py\n")
+    repo.write("sub/ignored.py")
+    repo.write("sub/a b.py")
+    (repo.path / "sub" / "lib").symlink_to("../pkg")
+    (repo.path / "sub" / "out").symlink_to("/usr")
+    (repo.path.parent / "link").symlink_to(repo.path)
+    root = repo.path.parent / "link" / "sub"
+    snapshot = GitManager(root).snapshot("a")
+    return Code(project_root=root, snapshot=snapshot, python="python", cleanup="always")
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("{top}/sub/a b.py", "/co/a b.py"),
+        ("{top}/../link/sub/a b.py", "/co/a b.py"),
+        ("{top}/pkg/util.py", "/co/../pkg/util.py"),
+        ("{top}/sub/lib/util.py", "/co/../pkg/util.py"),
+        ("{top}/sub/ignored.py", "{top}/sub/ignored.py"),
+        ("{top}/sub/missing.py", "{top}/sub/missing.py"),
+        ("/usr/bin/tool", "/usr/bin/tool"),
+    ],
+)
+def test_scripts_by_absolute_paths(script: str, expected: str, frozen: Code) -> None:
+    """One that was frozen is the checkout's, however it is named; another is where it lies."""
+    top = frozen.project_root.parent
+    script, expected = script.format(top=top), expected.format(top=top)
+    for code in (frozen, replace(frozen, snapshot=None)):
+        work = Work(SlurmSettings(), script)
+        text = shell_settings(Path("/e"), Planned(work, (("a",),)), code)
+        show = 'code="/co"; set_command C; printf "%s\\0" "${command[@]}"'
+        wanted = expected if code is frozen else script
+        assert read_by_bash(text + show)[1] == wanted
+        shown = wanted.replace("/co/", "$MTF_CODE_DIR/")
+        assert command_words(work, code, Path("C"))[1] == shown
+
+
+@pytest.mark.parametrize(
+    ("script", "is_refused"),
+    [
+        *(("a b.py", False), ("lib/util.py", False), ("mod:run", False)),
+        *(("ignored.py", True), ("missing.py", True), ("out/missing.py", True)),
+    ],
+)
+def test_scripts_that_were_not_frozen(
+    script: str, *, is_refused: bool, frozen: Code
+) -> None:
+    """A script that the job's checkout would not have is refused when it is submitted."""
+    planned = Planned(Work(SlurmSettings(), script), (("a",),))
+    if is_refused:
+        with pytest.raises(SnapshotError, match=f"/sub/{script}: this script is not in"):
+            shell_settings(Path("/e"), planned, frozen)
+    else:
+        assert shell_settings(Path("/e"), planned, frozen)
+    assert shell_settings(Path("/e"), planned, replace(frozen, snapshot=None))
+
+
+def test_a_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who submits from a folder that was removed submits all the same."""
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    assert f"submitted_in={folder}" in lines_of("t.py").splitlines()
+    folder.rmdir()
+    assert "submitted_in=/" in lines_of("t.py").splitlines()

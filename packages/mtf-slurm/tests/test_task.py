@@ -321,3 +321,39 @@ def test_modules_conda_and_containers_are_called(
     assert [starts.exists() for starts in (folder / n / "said0" for n in "abcd")] == [
         *(True, True, False, False)
     ]
+
+
+@pytest.mark.parametrize("entry", ["lib", "{root}/../project/lib", "{root}/lib/"])
+def test_folders_that_are_imported_from(
+    entry: str,
+    make_launcher: Make,
+    experiment: Make,
+    project: Path,
+    slurm: FakeSlurm,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However PYTHONPATH names a folder of the project, it is the frozen one."""
+    (project / "lib").mkdir()
+    (project / "lib" / "mine.py").write_text("", encoding="utf-8")
+    (project / "train.py").write_text("import mine; print(mine.__file__)", "utf-8")
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("PYTHONPATH", entry.format(root=project))
+    launcher = make_launcher()
+    job_id = launcher.submit_single_experiment(experiment("e"))
+    assert launcher.wait([job_id], timeout_s=60) == ["succeeded"]
+    [job] = arrays.jobs_in(project / "experiments")
+    said = (project / "experiments" / "e" / "1.out").read_text(encoding="utf-8")
+    assert Path(said.strip()).is_relative_to(job.folder / "code")
+    assert slurm.tasks()["1"]["state"] == "COMPLETED"
+
+
+def test_a_script_by_its_absolute_path(
+    make_launcher: Make, experiment: Make, project: Path, slurm: FakeSlurm
+) -> None:
+    """The job runs what it was at submission, and not what lies there since."""
+    slurm.configure(is_held=True)
+    launcher = make_launcher(entry_point=project / "train.py")
+    job_id = launcher.submit_single_experiment(experiment("e"))
+    (project / "train.py").write_text("raise SystemExit(3)\n", encoding="utf-8")
+    slurm.configure(is_held=False)
+    assert launcher.wait([job_id], timeout_s=60) == ["succeeded"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -15,7 +15,7 @@ from mtf_gridsearch._plain import shown
 from mtf_gridsearch._schema import default_of, fields
 from mtf_gridsearch._written import same, written_keys
 
-__all__ = ["at", "fallen_back", "get", "without_effect"]
+__all__ = ["at", "fallen_back", "get", "is_taken", "unread", "without_effect"]
 
 
 def fallen_back(old: Any, new: Any, value: Any, key: str) -> Iterator[Fault]:
@@ -30,12 +30,18 @@ def fallen_back(old: Any, new: Any, value: Any, key: str) -> Iterator[Fault]:
     old, new = _root(old), _root(new)
     if not isinstance(value, dict) or type(old) is not type(new):
         return
-    for name in fields(type(old)):
-        before, after, place = getattr(old, name), getattr(new, name), f"{key}.{name}"
+    for name in _names(old):
+        before, after, place = get(old, name), get(new, name), f"{key}.{name}"
         if name in value:
             yield from fallen_back(before, after, value[name], place)
         elif not same(before, after):
-            yield left_out(place, shown(before), f"become {shown(after)}")
+            fate = f"become {shown(after)}" if name in _names(new) else "be gone"
+            yield left_out(place, shown(before), fate)
+
+
+def _names(value: Any) -> Collection[str]:
+    """Return the names of fields and further keys; a mapping is set as a whole."""
+    return [*fields(type(value)), *(getattr(value, "model_extra", None) or {})]
 
 
 def without_effect(base: Any, config: Any, value: Any, key: str) -> Iterator[Fault]:
@@ -54,6 +60,19 @@ def without_effect(base: Any, config: Any, value: Any, key: str) -> Iterator[Fau
         section = get(section, part)
     faults = list(_lost_inside(section, value, last, key))
     yield from faults or _like_the_base(at(base, key), section, value, last, key)
+
+
+def is_taken(config: Any, value: Any, key: str) -> bool:
+    """Tell whether what *config* has at *key* is *value*, as the field's type reads it."""
+    above, _, last = key.rpartition(".")
+    section = at(config, above) if above else config
+    return same(get(section, last), value) or _is_read_of(section, last, value)
+
+
+def unread(config: Any, key: str) -> Fault:
+    """Return that *config* is the same without what is set at *key*."""
+    above = key.rpartition(".")[0]
+    return key, _unread(at(config, above) if above else config, at(config, key))
 
 
 def _like_the_base(

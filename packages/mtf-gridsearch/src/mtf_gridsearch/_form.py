@@ -16,15 +16,22 @@ from pydantic import BaseModel, RootModel, TypeAdapter
 
 from mtf_gridsearch._base import NAME
 from mtf_gridsearch._schema import default_of, read_key, tag_values
-from mtf_gridsearch._written import differing, same, written_keys
+from mtf_gridsearch._written import (
+    differences,
+    differing,
+    same,
+    written,
+    written_keys,
+)
 
-__all__ = ["Form", "Forms", "Path"]
+__all__ = ["Form", "Forms", "Path", "values_of"]
 
 Path = tuple[str, ...]
 """Names of fields, keys of mappings as they are written, numbers in lists."""
 
 _Read = Callable[[str], BaseModel]
 _ANY: TypeAdapter[Any] = TypeAdapter(Any)
+_MOST_TRIED = 300  # values of one base, each of which has the class make a config
 
 
 class Form(NamedTuple):
@@ -34,7 +41,6 @@ class Form(NamedTuple):
         text: JSON that the class reads as the base; None if it reads another from any.
         kept: The same with what was set, and *text* leaves to the class.
         out: What is left out, and made by the class.
-        made: What of it was set, or looks so.
         frozen: Sections that the class may make of other values as a whole, and what is
             kept there, as dotted keys.
         wrong: Of *text* None: what the class does not make.
@@ -43,7 +49,6 @@ class Form(NamedTuple):
     text: str | None
     kept: str | None = None
     out: frozenset[Path] = frozenset()
-    made: tuple[Path, ...] = ()
     frozen: tuple[tuple[str, str], ...] = ()
     wrong: Path = ()
 
@@ -82,6 +87,9 @@ class Forms:
         same_config: An equal one that nobody changes.
         read: What its class makes of JSON.
         by_alias: Whether it is written by aliases.
+
+    Attributes:
+        unset: What was not set in the base.
     """
 
     def __init__(
@@ -93,8 +101,9 @@ class Forms:
         *,
         by_alias: bool,
     ) -> None:
-        self._unset: set[Path] = set()
+        self.unset: set[Path] = set()
         self._by_alias, self._config, self._read = by_alias, same_config, read
+        self._values = values_of(same_config)
         self._root = self._node("", config, plain, ())
         self._forms: dict[frozenset[Path], Form] = {}
 
@@ -106,7 +115,7 @@ class Forms:
 
     def _form(self, sections: frozenset[Path]) -> Form:
         inner = {path[:end] for path in sections for end in range(len(path) + 1)}
-        out = self._unset - inner
+        out = self.unset - inner
         while wrong := self._wrong(out, inner):
             back = {p for w in wrong for p in out if p and p == w[: len(p)]}
             back = back or {p for w in wrong for p in out if p[: len(w)] == w}
@@ -114,7 +123,7 @@ class Forms:
                 return Form(None, wrong=wrong[0])
             out -= back
         kept = self._text(out, inner)
-        made = tuple(self._derived(out, inner))
+        self._leave_out(out, inner)
         frozen: list[tuple[str, str]] = []
         if inner - {()}:
             alone = self.into(frozenset()).out
@@ -123,30 +132,34 @@ class Forms:
                     place = ".".join(section)
                     frozen += ((place, ".".join(p)) for p in self._leaves(section, out))
         text = self._text(out, inner)
-        return Form(text, kept, frozenset(out), made, tuple(frozen))
+        return Form(text, kept, frozenset(out), tuple(frozen))
 
     def _wrong(self, out: set[Path], inner: set[Path]) -> list[Path]:
         """Return where the class makes another config without *out*."""
         try:
             made = self._read(self._text(out, inner))
-            return list(_differing(self._config, made, ()))
+            # Equal values may be written in two ways, and then both count.
+            found = list(_differing(self._config, made, ()))
+            return found or list(differences(self._values, values_of(made)))
         except Exception:  # noqa: BLE001 - a validator of the user's may raise any
             return [()]
 
-    def _derived(self, out: set[Path], inner: set[Path]) -> Iterator[Path]:
-        """Yield what the class makes again, last fields first, and add it to *out*.
+    def _leave_out(self, out: set[Path], inner: set[Path]) -> None:
+        """Add to *out* what the class makes again, last fields first.
 
         Whether a user set it or a validator, nobody can tell. Of two that follow from each
         other, one stays.
         """
         left: list[tuple[Path, _Node, bool]] = [((), self._root, True)]
+        num_tried = 0
         while left:
             path, node, is_kept = left.pop()
             if path in out or path == (NAME,):
                 continue
-            if not is_kept and path not in inner and not self._wrong({*out, path}, inner):
+            is_kept |= path in inner or num_tried == _MOST_TRIED
+            num_tried += not is_kept
+            if not is_kept and not self._wrong({*out, path}, inner):
                 out.add(path)
-                yield path
                 continue
             known = self._filled(path, node, out, inner) if node.is_mapping else None
             for name, below in node.below.items():
@@ -230,7 +243,7 @@ class Forms:
             below.is_default = same(default_of(kind, name), inner)
             below.is_kept = is_tag or below.is_default
             if name not in set_names and not is_tag:
-                self._unset.add(place)
+                self.unset.add(place)
             node.below[name] = below
         return node
 
@@ -241,6 +254,14 @@ class Forms:
             )
         except Exception:  # noqa: BLE001 - whatever a serializer of the user's raises
             return None
+
+
+def values_of(config: BaseModel) -> Any:
+    """Return the values of *config* by the names of its fields."""
+    try:
+        return written(config, by_alias=False)
+    except Exception:  # noqa: BLE001 - whatever a serializer of the user's raises
+        return None
 
 
 def _held(value: Any) -> Iterator[tuple[str, Any]]:

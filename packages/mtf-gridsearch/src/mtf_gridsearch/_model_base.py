@@ -18,12 +18,25 @@ from typing import Any
 from pydantic import BaseModel, RootModel, ValidationError
 
 from mtf_gridsearch._base import NAME, Base, Fault, MappingBase, UnfitError
-from mtf_gridsearch._effect import at, fallen_back, without_effect
-from mtf_gridsearch._form import Form, Forms
+from mtf_gridsearch._effect import (
+    at,
+    fallen_back,
+    is_taken,
+    unread,
+    without_effect,
+)
+from mtf_gridsearch._form import Form, Forms, values_of
 from mtf_gridsearch._model_class import class_name
 from mtf_gridsearch._plain import plain, shown
 from mtf_gridsearch._setting import Setter, Way
-from mtf_gridsearch._written import differing, dumped, read_back, same, written
+from mtf_gridsearch._written import (
+    differences,
+    differing,
+    dumped,
+    read_back,
+    same,
+    written,
+)
 from mtf_gridsearch.errors import GridError
 
 __all__ = ["ModelBase", "base_of"]
@@ -107,6 +120,7 @@ class ModelBase(Base):
             faults += without_effect(self._config, result, value, key)
             if isinstance(value, dict):
                 faults += self._fallen_back(result, value, key)
+        faults += () if faults else self._ignored(result, parameters, name)
         faults += () if faults else self._frozen(form, parameters, name)
         faults += () if faults else self._lost(result, parameters)
         if faults:
@@ -116,11 +130,19 @@ class ModelBase(Base):
     def made_again(
         self, config: Any, parameters: Mapping[str, Any]
     ) -> Iterator[tuple[str, str, str]]:
-        for path in self._form(parameters).made:
+        seen = {NAME}
+        for path in differences(values_of(self._config), values_of(config)):
+            if any(path[:end] in self._forms.unset for end in range(1, len(path) + 1)):
+                continue
             key = ".".join(takewhile(lambda part: not part.isdecimal(), path))
-            old, new = (at(each, key) for each in (self._config, config))
-            if not _is_below(key, parameters) and not same(old, new):
-                yield key, shown(old), shown(new)
+            is_set = any(_is_below(key, [k]) or _is_below(k, [key]) for k in parameters)
+            if not is_set and key not in seen:
+                seen.add(key)
+                yield key, shown(at(self._config, key)), shown(at(config, key))
+        for key, value in parameters.items():
+            made = at(config, key)
+            if _is_number(value) and _is_number(made) and value != made:
+                yield key, shown(value), shown(made)
 
     def _fallen_back(
         self, result: BaseModel, value: dict[str, Any], key: str
@@ -181,6 +203,20 @@ class ModelBase(Base):
                 raise UnfitError([("", reason)]) from None
             raise UnfitError([_fault(e, ways) for e in error.errors()]) from None
 
+    def _ignored(
+        self, result: BaseModel, parameters: Mapping[str, Any], name: str
+    ) -> Iterator[Fault]:
+        """Yield what changes nothing beside the other parameters."""
+        for key, value in parameters.items():
+            is_plain = not isinstance(value, dict | list)
+            if len(parameters) < 2 or not is_plain or is_taken(result, value, key):  # noqa: PLR2004
+                continue
+            others = {k: v for k, v in parameters.items() if k != key}
+            with suppress(UnfitError):
+                other = self._made(self._form(others), others, name)
+                if not any(differences(values_of(result), values_of(other))):
+                    yield unread(result, key)
+
     def _frozen(
         self, form: Form, parameters: Mapping[str, Any], name: str
     ) -> Iterator[Fault]:
@@ -221,6 +257,10 @@ class ModelBase(Base):
             old, new = at(result, key), at(back, key)
             reason = f"{shown(old)} would be read as {shown(new)} from its config.yaml"
             yield key, f"{reason}: {_LEAVE_OUT}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_below(key: str, keys: Collection[str]) -> bool:

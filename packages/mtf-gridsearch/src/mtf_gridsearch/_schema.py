@@ -66,7 +66,8 @@ def as_read(kinds: set[Any], value: Any, *, by_alias: bool = True) -> Any:
 
 def read_key(kinds: Collection[Any], part: str) -> str:
     """Return the key that the field *part* is read by, where that is an alias."""
-    for kind in kinds:
+    ordered = sorted(kinds, key=_name) if isinstance(kinds, set) else kinds
+    for kind in ordered:
         if field := getattr(kind, "__pydantic_fields__", {}).get(part):
             alias = field.validation_alias
             return alias if isinstance(alias, str) else field.serialization_alias or part
@@ -74,7 +75,10 @@ def read_key(kinds: Collection[Any], part: str) -> str:
 
 
 def chosen(kinds: set[Any], values: Mapping[str, Any]) -> set[Any]:
-    """Return those of *kinds* that the tags in *values* leave; all if they leave none."""
+    """Return those of *kinds* that *values* may be of; all if none is left.
+
+    Tags tell, and which of them know all keys.
+    """
     left = {
         kind
         for kind in kinds
@@ -84,7 +88,13 @@ def chosen(kinds: set[Any], values: Mapping[str, Any]) -> set[Any]:
             if name in values and (tags := tag_values(annotation))
         )
     }
-    return left or kinds
+    left = left or kinds
+    return {kind for kind in left if values.keys() <= fields(kind).keys()} or left
+
+
+def _name(kind: Any) -> str:
+    """Return what types are ordered by: in a set they come by their addresses."""
+    return f"{getattr(kind, '__module__', '')}.{getattr(kind, '__qualname__', kind)}"
 
 
 def tag_values(annotation: Any) -> Collection[Any]:

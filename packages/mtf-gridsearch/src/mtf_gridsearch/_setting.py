@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import BaseModel, RootModel
 
-from mtf_gridsearch._base import Fault
+from mtf_gridsearch._base import Fault, UnfitError
 from mtf_gridsearch._effect import at, get
-from mtf_gridsearch._plain import nearest
+from mtf_gridsearch._plain import nearest, shown
 from mtf_gridsearch._schema import (
     as_read,
     below,
@@ -133,14 +133,21 @@ class Setter:
                 return (
                     f"{place} is a {kind.__name__}, a RootModel: set {place} as a whole"
                 )
+        if place and key.removeprefix(f"{place}.").split(".")[0].isdecimal():
+            return f"items are not set alone: set {place} as a whole"
         hint = nearest(key, schema_keys(type(self._config)))
         return f"the schema has no such key{hint}"
 
 
 def _section(values: dict[str, Any], way: Collection[tuple[str, Any]]) -> dict[str, Any]:
     """Return the mapping in *values* that *way* leads to; made where there is none."""
+    place = ""
     for part, _ in way:
-        if not isinstance(values.get(part), dict):
+        place = f"{place}.{part}" if place else part
+        if values.get(part) is None:
             values[part] = {}
+        elif not isinstance(values[part], dict):
+            reason = f"it is {shown(values[part])}, no section: set it as a whole"
+            raise UnfitError([(place, reason)])
         values = values[part]
     return values

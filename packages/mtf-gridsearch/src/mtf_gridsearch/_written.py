@@ -8,14 +8,26 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-__all__ = ["differing", "dumped", "read_back", "same", "written", "written_keys"]
+__all__ = [
+    "differences",
+    "differing",
+    "dumped",
+    "is_plainly",
+    "read_back",
+    "same",
+    "written",
+    "written_keys",
+]
+
+_Path = tuple[str, ...]
+_NOTHING = object()
 
 
 def written(config: BaseModel, *, by_alias: bool, mode: str = "json") -> dict[str, Any]:
@@ -89,11 +101,53 @@ def differing(one: BaseModel, other: BaseModel) -> list[str]:
         if not same(getattr(one, name), getattr(other, name))
     ]
     extra, found = one.model_extra or {}, other.model_extra or {}
-    return names + [n for n in extra if n not in found or not same(extra[n], found[n])]
+    either = dict.fromkeys([*extra, *found])
+    return names + [
+        n for n in either if not same(extra.get(n, _NOTHING), found.get(n, _NOTHING))
+    ]
+
+
+def differences(one: Any, other: Any, path: _Path = ()) -> Iterator[_Path]:
+    """Yield where two plain values differ, ``1`` and ``true`` being two.
+
+    Lists of other lengths do so as a whole; a key that one lacks is a difference.
+    """
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in dict.fromkeys([*one, *other]):
+            before, after = one.get(key, _NOTHING), other.get(key, _NOTHING)
+            yield from differences(before, after, (*path, key))
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        for number, (before, after) in enumerate(zip(one, other, strict=True)):
+            yield from differences(before, after, (*path, str(number)))
+    elif not is_plainly(one, other):
+        yield path
+
+
+def is_plainly(one: Any, other: Any) -> bool:
+    """Tell whether two plain values are the same, and of one type.
+
+    >>> is_plainly(1, True), is_plainly(float("nan"), float("nan"))
+    (False, True)
+    """
+    if one is other:
+        return True
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict | list):
+        return next(differences(one, other), None) is None
+    return bool(one == other) or (one != one and other != other)  # noqa: PLR0124 -- a nan
 
 
 def same(one: Any, other: Any) -> bool:
-    """Tell whether two values are equal; what cannot be compared is not."""
+    """Tell whether two values are equal; what cannot be compared is not.
+
+    Private attributes of models do not count.
+    """
+    kind: Any = type(one)
+    if hasattr(kind, "__pydantic_fields__") and kind is type(other):
+        is_own = not kind.__eq__.__module__.startswith("pydantic.")
+        if not is_own and not getattr(kind, "__pydantic_root_model__", False):
+            return not differing(one, other)
     try:
         return one is other or bool(one == other)
     except Exception:  # noqa: BLE001 - whatever a class of the user's raises

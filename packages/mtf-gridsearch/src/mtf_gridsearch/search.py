@@ -194,21 +194,24 @@ class ParameterGridSearch(Generic[ConfigT]):
     def made_again(self, experiments: Iterable[GridExperiment[ConfigT]]) -> list[str]:
         """Say which values of the base its class makes again, as others, in *experiments*.
 
-        They were set in the base, by the user or by a validator, to what the class would
-        make of other values anyway.
+        It makes them of the parameters. What it makes of a parameter's own number, if that
+        is another, is said, too.
         """
         found: dict[str, list[str]] = {}
+        read: set[str] = set()
         for experiment in experiments:
             changes = self._base.made_again(experiment.config, experiment.parameters)
             for key, old, new in changes:
-                said = f"{new} instead of {old} in {experiment.experiment_name}"
-                found.setdefault(key, []).append(said)
-        return [
-            f"{key} follows from other values: it is made again ({said[0]}"
-            + f" and {len(said) - 1} more" * (len(said) > 1)
-            + f"); set {key} as a parameter to keep it."
-            for key, said in found.items()
-        ]
+                where = f"{new} instead of {old} in {experiment.experiment_name}"
+                found.setdefault(key, []).append(where)
+                read |= {key} & experiment.parameters.keys()
+        notes = []
+        for key, said in found.items():
+            told = f"({said[0]}{f' and {len(said) - 1} more' * (len(said) > 1)})"
+            what = f"{key} follows from other values: it is made again {told}; set {key}"
+            own = f"{key} is changed by its class {told}."
+            notes.append(own if key in read else f"{what} as a parameter to keep it.")
+        return notes
 
     def generate_experiments(self) -> list[ConfigT]:
         """Return the configs of `plan`, of the type of the base, each the caller's own.

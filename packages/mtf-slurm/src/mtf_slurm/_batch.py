@@ -40,8 +40,8 @@ from mtf_slurm.states import JobState
 
 __all__ = ["Batch", "States", "script_of", "submit_batch"]
 
-States: TypeAlias = Callable[[Sequence[str]], Sequence[JobState]]
-"""Asks how jobs are."""
+States: TypeAlias = Callable[[Sequence[str]], Mapping[str, JobState]]
+"""Asks how jobs are; has none that Slurm has lost, and given its id to another."""
 
 _KEPT = frozenset({JobState.PENDING, JobState.RUNNING, JobState.SUCCEEDED})
 # For as long after a submission, a job that nobody knows is one that is not shown yet.
@@ -139,11 +139,11 @@ class Batch:
         last = arrays.last_of(jobs, wanted)
         owned = [i for i, job in last.values() if self._owner_of(i) is job]
         now = (self._folder / arrays.JOBS_FOLDER / "submit.lock").stat().st_mtime
-        found = dict(zip(owned, states(owned), strict=True)) if owned else {}
+        found = states(owned) if owned else {}
         for name, (job_id, job) in last.items():
-            if self._owner_of(job_id) is job:
+            if self._owner_of(job_id) is job and job_id in found:
                 state = found[job_id]
-            else:  # Slurm lost it, and gave its id to a later one
+            else:  # Slurm lost it, and gave its id to another
                 state = job.left(name, job_id) or JobState.NODE_FAILED
             is_new = state is JobState.UNKNOWN and job.age_s(now) < _UNKNOWN_S
             if name not in self._works or state in _KEPT or is_new:
@@ -158,14 +158,13 @@ class Batch:
                     write_text(folder, name, text)
                 elif has_other_config(folder, text):
                     job_id, state = self.kept[name]
-                    reason = (
+                    self.refused[name] = (
                         f"its job {job_id} is {state} with another config than this: give "
                         f"the changed experiment a name of its own, or, for another run "
                         f"under this name, cancel the job and move {folder} away"
                     )
-                    self.refused[name] = str(SubmissionError(name, reason))
             except SubmissionError as error:
-                self.refused[name] = str(error)
+                self.refused[name] = error.reason
 
     def _owner_of(self, job_id: str) -> Job | None:
         return self._owners.get(query.base_of(job_id) or "")
@@ -307,6 +306,7 @@ class Batch:
             [(name, job_id)] = ids.items()
             copy = self._folder / name / f"{job_id}.sbatch"
             with suppress(OSError):  # it is submitted, and `job.sbatch` says the same
+                copy.touch(mode=0o600)  # as `job.sbatch` is
                 copy.write_text(script, encoding="utf-8")
         return base
 

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -135,12 +136,30 @@ def requeue(commands: Commands, job_ids: Sequence[str], folders: Iterable[Path])
         if outcomes.is_others(job_id):
             reason = "Slurm lost this job, and gave its id to another: submit again"
             raise SubmissionError(job_id, reason)
-    packed = [job_id for job_id in job_ids if "." in job_id]
-    for path in _files(folders, packed).values():
-        path.with_name(f"{path.name}.exit").unlink(missing_ok=True)  # else it stays ended
-    tasks = list(dict.fromkeys(map(task_of, job_ids)))
-    for some in _parted(tasks, _NUM_REQUEUED):
-        commands.run(("scontrol", "requeue", ",".join(some)))
+    for some in _parted(list(dict.fromkeys(map(task_of, job_ids))), _NUM_REQUEUED):
+        own = [job_id for job_id in job_ids if task_of(job_id) in some]
+        with _forgotten_ends(folders, own) as ends:
+            commands.run(("scontrol", "requeue", ",".join(some)))
+            ends.clear()
+
+
+@contextmanager
+def _forgotten_ends(
+    folders: Iterable[Path], job_ids: Iterable[str]
+) -> Iterator[dict[Path, bytes]]:
+    """Take away how jobs ended, else they do not run; put back what is left in the end."""
+    ends: dict[Path, bytes] = {}
+    for path in _files(folders, job_ids).values():
+        file = path.with_name(f"{path.name}.exit")
+        with suppress(FileNotFoundError):
+            ends[file] = file.read_bytes()
+            file.unlink()
+    try:
+        yield ends
+    finally:
+        for file, text in ends.items():
+            if not file.exists():
+                file.write_bytes(text)
 
 
 def bring_back(
@@ -205,8 +224,10 @@ def _requeued(
 
 def states_now(
     commands: Commands, job_ids: Sequence[str], folders: Collection[Path]
-) -> list[JobState]:
-    """Return how jobs are, in order, when those are brought back that wait for that.
+) -> dict[str, JobState]:
+    """Return how jobs are, when those are brought back that wait for that.
+
+    Left out is what Slurm has lost, and given its id to another, and what left no end.
 
     Raises:
         SchedulerUnreachableError: If Slurm cannot be asked.
@@ -214,10 +235,12 @@ def states_now(
         UnreadableReplyError: If its answer cannot be parsed.
     """
     outcomes = Outcomes(commands, job_ids, folders)
-    states = {job_id: outcomes.state(job_id) for job_id in job_ids}
+    states = {i: outcomes.state(i) for i in job_ids}
+    unknown = [i for i, state in states.items() if state is JobState.UNKNOWN]
+    for job_id in filter(outcomes.is_others, unknown):
+        del states[job_id]
     ended = [job_id for job_id, state in states.items() if state in MAY_COME_BACK]
-    states |= dict.fromkeys(bring_back(commands, ended, folders), JobState.PENDING)
-    return [states[job_id] for job_id in job_ids]
+    return states | dict.fromkeys(bring_back(commands, ended, folders), JobState.PENDING)
 
 
 def wait(  # noqa: PLR0913 -- each is set by name
@@ -246,14 +269,17 @@ def wait(  # noqa: PLR0913 -- each is set by name
         SchedulerCommandError: If it refuses to answer.
         UnreadableReplyError: If its answers cannot be parsed.
     """
-    began_s = heard_s = time.monotonic()
-    deadline = math.inf if timeout_s is None else began_s + timeout_s
+    heard_s = time.monotonic()
+    deadline = math.inf if timeout_s is None else heard_s + timeout_s
     states = [JobState.UNKNOWN] * len(job_ids)
     last: Mapping[JobState, int] | None = None
     is_stale = False
     while True:
+        left_s = max(1.0, deadline - time.monotonic())
+        limit_s = min(commands.timeout_s, left_s)
+        once = replace(commands, timeout_s=limit_s, num_attempts=1)
         try:
-            states = states_now(commands, job_ids, folders)
+            found = states_now(once, job_ids, folders)
         except (NoAnswerError, UnreadableReplyError) as error:
             now = time.monotonic()
             if now - heard_s >= patience_s and now < deadline:
@@ -265,6 +291,7 @@ def wait(  # noqa: PLR0913 -- each is set by name
             if is_stale:
                 _log.warning("Slurm answers again")
             is_stale, heard_s = False, time.monotonic()
+            states = [found.get(job_id, JobState.UNKNOWN) for job_id in job_ids]
             counts = Counter(states)
             if on_progress is not None and counts != last:
                 on_progress(counts)

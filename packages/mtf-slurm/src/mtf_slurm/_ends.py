@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from mtf_slurm import arrays, query
-from mtf_slurm._outcomes import task_of
+from mtf_slurm._outcomes import Outcomes, task_of
 from mtf_slurm.arrays import Job
 from mtf_slurm.command import Commands
 from mtf_slurm.errors import MtfSlurmError
 from mtf_slurm.follow.efficiency import Efficiency, efficiency
+from mtf_slurm.query import Known, Row
 from mtf_slurm.states import JobState
 
 __all__ = ["End", "ends"]
@@ -22,9 +24,12 @@ _TAIL_BYTES = 64 * 1024
 _REASON_CHARS = 600
 _SIGNALLED = range(129, 193)  # a shell's status: 128 and the signal's number
 _NO_MEMORY = "OUT_OF_MEMORY"
+_PATIENCE_S = 15.0  # whoever asks has other things to do
+# Of Slurm and of task.sh about what they ran, and lines without any words.
+_NOISE = re.compile(r"(?:srun|slurmstepd|slurmd|mtf-slurm)(?:\[\d+\])?: |[\W_]*$")
 _WHY = {
     JobState.CANCELLED: "it was cancelled",
-    JobState.PREEMPTED: "it was preempted, and did not come back",
+    JobState.PREEMPTED: "it asked to be continued, or was preempted, and did not come back",
     JobState.TIMEOUT: "it reached its time limit",
 }
 
@@ -57,13 +62,23 @@ def ends(
         job_ids: Which.
         folders: Of experiments, where the files of jobs lie.
     """
-    folders = tuple(folders)
     used = {job.job_id: job for job in _accounted(commands, job_ids)}
-    owners = _owners(folders, {*job_ids})
+    rows = {
+        job.job_id: Row(
+            job_id=job.job_id, state=job.state, folder=job.folder, has_exit_code=True
+        )
+        for job in used.values()
+        if job.state is not None
+    }
+    known = Known(rows, is_whole=False)
+    outcomes = Outcomes(commands, job_ids, folders, known=known)
     found = []
     for job_id in job_ids:
-        job = used.get(task_of(job_id))
-        reason = _reason(job_id, owners.get(job_id), job)
+        if not outcomes.state(job_id).is_final:
+            found.append(End())
+            continue
+        job = used[task_of(job_id)] if outcomes.row(job_id) else None
+        reason = _reason(job_id, outcomes.experiment(job_id), job)
         if job is None or "." in job_id:
             found.append(End(reason))
         else:
@@ -74,31 +89,18 @@ def ends(
 def _accounted(commands: Commands, job_ids: Sequence[str]) -> Sequence[Efficiency]:
     if not job_ids:
         return ()
+    limit_s = min(_PATIENCE_S, commands.timeout_s)
     try:
-        return efficiency(job_ids, commands=commands).jobs
+        once = replace(commands, num_attempts=1, timeout_s=limit_s)
+        return efficiency(job_ids, commands=once).jobs
     except MtfSlurmError:
         return ()  # as at sites without accounting
-
-
-def _owners(
-    folders: Iterable[Path], job_ids: Collection[str]
-) -> dict[str, tuple[Job, str]]:
-    """Return of each job the submission and the experiment."""
-    bases = {query.base_of(job_id) for job_id in job_ids}
-    found: dict[str, tuple[Job, str]] = {}
-    for job in (job for folder in folders for job in arrays.jobs_in(folder)):
-        base = job.base_id()
-        if base and base in bases:
-            names = job.ids(base).items()
-            found |= {i: (job, name) for name, i in names if i in job_ids}
-    return found
 
 
 def _reason(job_id: str, owner: tuple[Job, str] | None, used: Efficiency | None) -> str:
     left = owner[0].end(owner[1], job_id) if owner else None
     if owner is None or left is None:  # it was ended before it could say anything
-        state = used.state if used else None
-        has_failed = state and state.is_final and state is not JobState.SUCCEEDED
+        has_failed = used and used.state is not JobState.SUCCEEDED
         return f"Slurm says {used.said}" if used and has_failed else ""
     status, state = left
     if state is not JobState.FAILED:
@@ -115,12 +117,12 @@ def _reason(job_id: str, owner: tuple[Job, str] | None, used: Efficiency | None)
 
 
 def _last_line(path: Path) -> str:
-    """Return the last line of a file that has any letters; empty if there is none."""
+    """Return the last line of a file that a program wrote; empty if there is none."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
             lines = file.read().decode("utf-8", "replace").splitlines()
     except OSError:
         return ""
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    return last[:_REASON_CHARS]
+    told = (line.strip() for line in reversed(lines) if not _NOISE.match(line))
+    return next(told, "")[:_REASON_CHARS]

@@ -72,7 +72,7 @@ class Outcomes:
         if base is None:
             return JobState.UNKNOWN
         job, is_shown = self._owner(base)
-        row = self._rows.get(task_of(job_id)) if is_shown else None
+        row = self.row(job_id)
         left = self._left(job, base, job_id)
         if row is None:
             return left or self._without_row(job if is_shown else None, base, job_id)
@@ -84,6 +84,22 @@ class Outcomes:
         if row.state in _TOLD_BY_EXIT:
             return left or row.state
         return row.state
+
+    def row(self, job_id: str) -> Row | None:
+        """Return what Slurm shows of a job itself, and of no other with its id."""
+        base = query.base_of(job_id)
+        if base is None or not self._owner(base)[1]:
+            return None
+        return self._rows.get(task_of(job_id))
+
+    def experiment(self, job_id: str) -> tuple[Job, str] | None:
+        """Return the submission that a job is of, and the experiment that it runs."""
+        base = query.base_of(job_id)
+        job = None if base is None else self._owner(base)[0]
+        if job is None or base is None:
+            return None
+        name = self._names_of(job, base).get(job_id)
+        return None if name is None else (job, name)
 
     def is_others(self, job_id: str) -> bool:
         """Tell whether Slurm has given the id of a job that it lost to another's."""

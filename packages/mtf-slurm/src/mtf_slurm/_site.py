@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from mtf_slurm.command import Commands
 from mtf_slurm.errors import SubmissionError
 from mtf_slurm.experiments import Experiment, checked_entry_point, dumped
 from mtf_slurm.git import GitManager
-from mtf_slurm.git.freeze import Choice
 from mtf_slurm.render import Template
 from mtf_slurm.settings import settings_of
 
@@ -38,6 +37,9 @@ class Site:
         push_to: A remote that gets the snapshots' branches, too.
         num_packed: Experiments that one task runs.
         max_array_size: Tasks of one array; None for what Slurm says.
+
+    Raises:
+        ValueError: If *setup* or the interpreter of *code* cannot be what a job runs.
     """
 
     commands: Commands
@@ -51,6 +53,21 @@ class Site:
     push_to: str | None
     num_packed: int
     max_array_size: int | None
+
+    def __post_init__(self) -> None:
+        for number, line in enumerate(self.setup.split("\n"), start=1):
+            if not line.replace("\t", " ").isprintable():
+                msg = f"line {number} of setup has a control character in it: {line!r}"
+                raise ValueError(msg)
+        python = self.code.python
+        if python is not None:
+            is_word = "/" not in python or python.startswith("/")
+            if not (python and python.isprintable() and is_word):
+                msg = (
+                    f"python is {python!r}: jobs run elsewhere, give an absolute path, or the "
+                    f"name of a command"
+                )
+                raise ValueError(msg)
 
 
 def excluded_in(site: Site, folder: Path) -> list[str]:
@@ -98,9 +115,9 @@ def work_of(
 
 
 def manager_of(root: Path, folders: Iterable[Path]) -> GitManager:
-    """Return what freezes a project, without the folders of its experiments."""
-    choice = Choice()
-    inside = sorted(f.relative_to(root).as_posix() for f in folders if root in f.parents)
-    escaped = (re.sub(r"([\\*?\[ ])", r"\\\1", path) for path in inside)
-    exclude = dict.fromkeys((*choice.exclude, *(f"/{path}/" for path in escaped)))
-    return GitManager(root, choice=replace(choice, exclude=tuple(exclude)))
+    """Return what freezes a project, without the folders of its experiments.
+
+    Raises:
+        SnapshotError: If it cannot be frozen, or lies in one of *folders*.
+    """
+    return GitManager(root, leave_out=folders)

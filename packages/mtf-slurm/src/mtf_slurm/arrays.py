@@ -17,11 +17,13 @@ import re
 import secrets
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
+from mtf_slurm.errors import SubmissionError
 from mtf_slurm.git import Snapshot
 from mtf_slurm.git.snapshot import CHECKOUT_SCRIPT
 from mtf_slurm.settings import SlurmSettings
@@ -332,16 +334,19 @@ def new_job(experiments_folder: Path, number: int) -> Job:
     """Make the folder of a submission, for `write_files`.
 
     Raises:
-        OSError: If it cannot be made.
+        SubmissionError: If it cannot be made.
     """
     name = f"{number:06d}.{secrets.token_hex(8)}"
     job = Job(experiments_folder / JOBS_FOLDER / name)
-    job.folder.mkdir(parents=True)
+    with _told(job.folder):
+        job.folder.mkdir(parents=True)
     return job
 
 
 def write_files(job: Job, planned: Planned, shell_settings: str, script: str) -> None:
     """Write what the job of a submission needs; ``tasks``, which makes it one, last.
+
+    What a setup says may be secret, so that the script is for its owner alone.
 
     Args:
         job: Its folder is there.
@@ -350,16 +355,36 @@ def write_files(job: Job, planned: Planned, shell_settings: str, script: str) ->
         script: For sbatch.
 
     Raises:
-        OSError: If the disk is full, or cannot be written.
+        SubmissionError: If the disk is full, or cannot be written.
     """
-    folder = job.folder
-    shutil.copyfile(TASK_SCRIPT, folder / "task.sh")
-    shutil.copyfile(CHECKOUT_SCRIPT, folder / "checkout.py")
-    (folder / "settings.sh").write_text(shell_settings, encoding="utf-8")
-    (folder / "job.sbatch").write_text(script, encoding="utf-8")
-    aside = folder / ".tasks"
-    with aside.open("w", encoding="utf-8") as file:
-        file.writelines(" ".join(names) + "\n" for names in planned.tasks)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(folder / "tasks")
+    tasks = "".join(" ".join(names) + "\n" for names in planned.tasks)
+    for name, text, mode in (
+        ("task.sh", TASK_SCRIPT.read_text(encoding="utf-8"), 0o666),
+        ("checkout.py", CHECKOUT_SCRIPT.read_text(encoding="utf-8"), 0o666),
+        ("settings.sh", shell_settings, 0o666),
+        ("job.sbatch", script, 0o600),
+        (".tasks", tasks, 0o666),
+    ):
+        path = job.folder / name
+        with _told(path):
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+            with open(fd, "w", encoding="utf-8") as file:  # noqa: PTH123 -- it has a mode
+                file.write(text)
+                if name == ".tasks":
+                    file.flush()
+                    os.fsync(fd)
+    with _told(path):
+        path.replace(job.folder / "tasks")
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Say which file cannot be written, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        reason = (
+            f"cannot be written: {error.strerror or error}; make room there, or see to its "
+            f"rights, and submit again"
+        )
+        raise SubmissionError(str(path), reason) from error

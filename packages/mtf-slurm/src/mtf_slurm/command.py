@@ -47,6 +47,8 @@ _NO_ROOM = re.compile(
     r"|System submissions disabled|Reached max(?:imum)? number of jobs",
     re.IGNORECASE,
 )
+# What sbatch says while it waits for room, for minutes.
+_SLEEPS = re.compile(r"sleeping and retrying", re.IGNORECASE)
 _NO_CONFIG = re.compile(
     r"Could not establish a configuration source|failed to fetch config"
     r"|Unable to process configuration file|No such file or directory.*slurm\.conf",
@@ -168,6 +170,10 @@ class Commands:
             reason = f"{argv[0]} on PATH cannot be run: {error.strerror}"
             raise SchedulerUnreachableError(argv, reason) from error
         except subprocess.TimeoutExpired as error:
+            said = error.stderr or ""
+            told = said.decode("utf-8", "replace") if isinstance(said, bytes) else said
+            if _SLEEPS.search(told):
+                raise NoRoomError(argv, -1, told) from error
             reason = (
                 f"none within {self.timeout_s:g} s: try again, or ask `scontrol ping`"
             )

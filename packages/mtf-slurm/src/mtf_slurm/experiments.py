@@ -27,7 +27,6 @@ __all__ = [
     "config_text",
     "dumped",
     "has_other_config",
-    "write_config",
     "write_text",
 ]
 
@@ -150,15 +149,6 @@ def config_text(experiment: Experiment) -> str:
         raise SubmissionError(experiment.experiment_name, reason) from error
 
 
-def write_config(folder: Path, experiment: Experiment) -> None:
-    """Write an experiment's config into its folder, as JSON.
-
-    Raises:
-        SubmissionError: If it cannot be written; the one that was there stays.
-    """
-    write_text(folder, experiment.experiment_name, config_text(experiment))
-
-
 def write_text(folder: Path, name: str, text: str) -> None:
     """Write *text* as the config of the experiment *name*, into its folder; make that.
 
@@ -183,7 +173,10 @@ def write_text(folder: Path, name: str, text: str) -> None:
     except (OSError, UnicodeDecodeError) as error:
         with suppress(OSError):
             os.unlink(aside)  # noqa: PTH108 -- as above
-        reason = f"{path} cannot be written: {getattr(error, 'strerror', None) or error}"
+        said = getattr(error, "strerror", None) or error
+        reason = (
+            f"{path} cannot be written: {said}; make room there, or see to its rights"
+        )
         raise SubmissionError(name, reason) from error
 
 

@@ -78,7 +78,8 @@ class SLURMLauncher:
         TemplateError: If the template cannot be used.
         SnapshotError: If the code is to be frozen and cannot be.
         SubmissionError: If *defaults* or *entry_point* do not fit.
-        ValueError: If a number is out of range, or *push_to* is given without frozen code.
+        ValueError: If a number is out of range, *python* or *setup* cannot be used, or
+            *push_to* is given without frozen code.
     """
 
     max_running: int | None = None
@@ -249,6 +250,7 @@ class SLURMLauncher:
         script = script_of(self._site, draft, planned, self._site.code, context)
         path = folder / name / f"{name}.sbatch"
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
         path.write_text(script, encoding="utf-8")
         return path
 
@@ -266,10 +268,7 @@ class SLURMLauncher:
         return [outcomes.state(job_id) for job_id in job_ids]
 
     def outcomes(self, job_ids: Sequence[str]) -> list[End]:
-        """Return why jobs failed and what they used, in order; nothing before their ends.
-
-        Accounting tells some time after an end; what several in one task used, it does not.
-        """
+        """Return why jobs failed and what they used; accounting tells some time after."""
         return ends(self._commands, _several(job_ids), self._folders)
 
     def latest(self, names: Sequence[str], *, folder: Path) -> list[str | None]:
@@ -338,8 +337,7 @@ class SLURMLauncher:
         Args:
             job_ids: Which.
             timeout_s: After which to return, whatever the states are, in seconds.
-            patience_s: How long nobody may answer, or in a way that cannot be read, in
-                seconds; states stay as they were meanwhile, and the log says so.
+            patience_s: How long there may be no answer that can be read, in seconds.
             on_progress: Gets the number of jobs in each state, whenever it changes.
 
         Raises:
@@ -383,10 +381,11 @@ class SLURMLauncher:
     def _know(self, folder: Path) -> None:
         """Note a folder of experiments, which snapshots leave out from now on."""
         if folder not in self._folders:
-            self._folders.add(folder)
             if self._is_own_git:
-                git = manager_of(self._site.code.project_root, self._folders)
+                folders = self._folders | {folder}
+                git = manager_of(self._site.code.project_root, folders)
                 self._site = replace(self._site, git=git)
+            self._folders.add(folder)
 
 
 def _several(job_ids: Sequence[str]) -> Sequence[str]:

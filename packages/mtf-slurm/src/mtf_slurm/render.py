@@ -79,10 +79,20 @@ _FAULTS = (
 )
 
 
-class _Raw(str):
-    """Lines of shell, which are written as they are."""
+class _Raw:
+    """Lines of shell, written as they are. No text: its methods would make more of these."""
 
-    __slots__ = ()
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __bool__(self) -> bool:
+        return bool(self._text)
+
+    def __str__(self) -> str:
+        msg = "setup is written as it is, {{ setup }}, or asked for with {% if setup %}"
+        raise TypeError(msg)
 
 
 class _Run(tuple[str, ...]):
@@ -94,10 +104,11 @@ class _Run(tuple[str, ...]):
 @pass_context  # else what is constant would be written without being quoted
 def _finalize(_context: object, value: object) -> str:
     if isinstance(value, _Raw):
-        if at := _unprintable(value):
+        text = value._text  # noqa: SLF001 -- templates see no name that begins so
+        if at := _unprintable(text):
             msg = f"line {at} of setup has a control character in it"
             raise ValueError(msg)
-        return str(value)
+        return text
     if isinstance(value, (list, tuple)):
         words = [_checked(item) for item in value]
         return _places.mark(words, is_run=isinstance(value, _Run))

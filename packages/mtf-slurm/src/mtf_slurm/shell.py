@@ -10,14 +10,16 @@ Source: Slurm 22.05, ``srun(1)``; torch 2.10, ``torch.distributed.run``; Apptain
 
 from __future__ import annotations
 
+import os
 import shlex
 import site
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from mtf_slurm.arrays import Code, Planned, Work
+from mtf_slurm.errors import SnapshotError
 
 __all__ = ["command_words", "shell_settings"]
 
@@ -72,15 +74,20 @@ def shell_settings(
         code: What it runs.
         is_redirected: Whether each experiment's output is led to its files by ``task.sh``,
             as it is where a job has several.
+
+    Raises:
+        SnapshotError: If its script is not in the frozen code.
     """
     settings = planned.work.settings
     snapshot = code.snapshot
+    _check_script(planned.work.entry_point, code)
     # What is inside a container is not there for the checkout.
     own_python = None if settings.container else code.python
     top = (snapshot.top if snapshot else code.project_root).resolve()
     lines = [
         f"experiments_folder={shlex.quote(str(experiments_folder))}",
         f"project_root={shlex.quote(str(code.project_root))}",
+        f"submitted_in={shlex.quote(_here())}",
         f"redirect={int(is_redirected or len(planned.names) > 1)}",
         f"requeue={int(settings.requeue)}",
         f"max_requeues={settings.max_requeues}",
@@ -105,8 +112,10 @@ def command_words(work: Work, code: Code, config: Path) -> list[str]:
     entry_point = work.entry_point
     if entry_point is None:
         return ["mtf", "run", str(config)]
-    if _is_script(entry_point) and not entry_point.startswith("/"):
-        entry_point = f"$MTF_CODE_DIR/{entry_point}"
+    if _is_script(entry_point):
+        entry_point = _in_project(entry_point, code)
+        if not entry_point.startswith("/"):
+            entry_point = f"$MTF_CODE_DIR/{entry_point}"
     return [_python(work, code), entry_point, str(config)]
 
 
@@ -114,20 +123,20 @@ def _quoted(words: Sequence[str]) -> str:
     return " ".join(map(shlex.quote, words))
 
 
+def _here() -> str:
+    """Return the folder that what is relative in the environment is relative to."""
+    try:
+        return str(Path.cwd())
+    except FileNotFoundError:
+        return "/"
+
+
 def _edited(top: Path, work: Work, code: Code) -> list[str]:
     """Return folders below *top* that are installed to be edited, relative to it.
 
-    As far as a line of a ``.pth`` file names them, in the environment that jobs use.
+    As far as a line of a ``.pth`` file names them, in the environments that jobs use.
     """
-    settings, python = work.settings, _python(work, code)
-    if settings.container or settings.conda:
-        return []
-    if settings.venv:
-        places = [*Path(settings.venv).glob("lib/python*/site-packages")]
-    elif python != sys.executable and "/" in python:
-        places = [*Path(python).parent.parent.glob("lib/python*/site-packages")]
-    else:
-        places = [*map(Path, site.getsitepackages())]
+    places = _places(work, code)
     found: dict[str, None] = {}
     for file in (each for place in places for each in sorted(place.glob("*.pth"))):
         with suppress(OSError, UnicodeDecodeError):
@@ -137,6 +146,78 @@ def _edited(top: Path, work: Work, code: Code) -> list[str]:
                     if path.is_relative_to(top) and path.is_dir():
                         found[path.relative_to(top).as_posix()] = None
     return [*found]
+
+
+def _places(work: Work, code: Code) -> Iterator[Path]:
+    """Yield where packages of a job's environments lie: those of its venv and its python."""
+    settings, python = work.settings, _python(work, code)
+    if settings.container:
+        return
+    prefixes = [Path(settings.venv)] if settings.venv else []
+    if "/" in python and python != sys.executable:
+        prefixes.append(Path(python).parent.parent)
+    for prefix in prefixes:
+        yield from _within(prefix)
+    if not prefixes and not settings.conda:
+        yield from map(Path, site.getsitepackages())
+        if site.ENABLE_USER_SITE:
+            yield Path(site.getusersitepackages())
+
+
+def _within(prefix: Path) -> Iterator[Path]:
+    """Yield where packages lie that a Python of another environment imports."""
+    yield from prefix.glob("lib*/python*/*-packages")
+    try:
+        about = (prefix / "pyvenv.cfg").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):  # a Python of its own
+        yield from Path(site.getuserbase()).glob("lib/python*/site-packages")
+        return
+    said = {
+        key.strip().lower(): value.strip()
+        for key, _, value in (line.partition("=") for line in about.splitlines())
+    }
+    if said.get("include-system-site-packages", "").lower() == "true" and "home" in said:
+        yield from _within(Path(said["home"]).parent)
+
+
+def _in_project(script: str, code: Code) -> str:
+    """Return a script's path from the project, if it is absolute and was frozen."""
+    snapshot = code.snapshot
+    if snapshot is None or not script.startswith("/"):
+        return script
+    named = os.path.relpath(script, code.project_root)
+    inside = os.path.normpath(f"{snapshot.prefix or '.'}/{named}")
+    for path in (inside, _from_top(script, snapshot.top)):
+        if not _is_outside(path) and snapshot.has(path):
+            return os.path.relpath(path, snapshot.prefix or ".")
+    return script
+
+
+def _from_top(path: str | Path, top: Path) -> str:
+    """Return where *path* leads, from the top of the repository."""
+    return os.path.relpath(os.path.realpath(path), os.path.realpath(top))
+
+
+def _is_outside(path: str) -> bool:
+    return path.split("/", 1)[0] == ".."
+
+
+def _check_script(entry_point: str | None, code: Code) -> None:
+    """Refuse a script of the project that a job's checkout would not have."""
+    snapshot = code.snapshot
+    is_script = entry_point is not None and entry_point.endswith(".py")
+    if snapshot is None or entry_point is None or not is_script or entry_point[0] == "/":
+        return
+    script = code.project_root / entry_point
+    behind = _from_top(script, snapshot.top)  # a folder may be a link
+    named = os.path.normpath(f"{snapshot.prefix or '.'}/{entry_point}")
+    is_there = script.exists() if _is_outside(behind) else snapshot.has(behind)
+    if not is_there and not snapshot.has(named):
+        reason = (
+            "this script is not in the frozen code: it is not there, or git ignores it; "
+            "name another entry_point, or `git add --force` it"
+        )
+        raise SnapshotError(script, reason)
 
 
 def _is_script(entry_point: str) -> bool:
@@ -195,6 +276,7 @@ def _command(experiments_folder: Path, work: Work, code: Code) -> str:
     if entry_point is None:
         return f'{start}mtf run "$1"'
     if _is_script(entry_point):
+        entry_point = _in_project(entry_point, code)
         where = "" if entry_point.startswith("/") else '"$code"/'
         return f'{start}{shlex.quote(python)} {where}{shlex.quote(entry_point)} "$1"'
     module, _, function = entry_point.partition(":")

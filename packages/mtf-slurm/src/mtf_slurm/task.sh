@@ -57,8 +57,7 @@ trap 'on_signal USR1' USR1
 await() {
   while :; do
     signalled=''
-    wait "$child"
-    status=$?
+    { wait "$child"; status=$?; } 2>/dev/null # else bash says what was killed
     [ -z "$signalled" ] && break
   done
   child=''
@@ -76,6 +75,9 @@ is_preempted() {
 time_is_up() {
   local early_s=$((signal_s + 60))
   [ -n "$got_term" ] && early_s=60
+  # Where nobody tells of preemptions, all but the end of a short job would count as its end.
+  command -v scontrol >/dev/null || [ "$early_s" -le $((time_s / 2)) ] ||
+    early_s=$((time_s / 2))
   [ "$SECONDS" -ge $((time_s - early_s)) ]
 }
 
@@ -126,11 +128,15 @@ import_from() {
   local entry entries frozen real found=$code/src:$code
   IFS=: read -r -a entries <<<"${PYTHONPATH:-}"
   for entry in "${entries[@]}"; do
-    if [ "${#checkout[@]}" -gt 0 ] && [[ $entry == /* ]]; then
+    [[ -z $entry || $entry == /* ]] || entry=$submitted_in/$entry
+    if [ "${#checkout[@]}" -gt 0 ] && [ -n "$entry" ]; then
       real=$(cd -- "$entry" 2>/dev/null && pwd -P)
       frozen=''
-      [[ $real/ == "$top"/* ]] && frozen=$checkout_folder${real#"$top"}
-      [[ $entry/ == "$project_root"/* ]] && frozen=$code${entry#"$project_root"}
+      if [[ $real/ == "$top"/* ]]; then
+        frozen=$checkout_folder${real#"$top"}
+      elif [[ $entry/ == "$project_root"/* ]]; then
+        frozen=$code${entry#"$project_root"}
+      fi
       [ -n "$frozen" ] && [ -e "$frozen" ] && entry=$frozen
     fi
     found+=${entry:+:$entry}
@@ -167,9 +173,17 @@ has_ended() { # <path of its files>
   [ "$status" = 0 ] || { [ "$status" != 75 ] && [ "${#names[@]}" -gt 1 ]; }
 }
 
+# The id of an experiment's job, and the path of its files without their ends.
+place_of() { # <place in the task>
+  id=$task
+  [ "${#names[@]}" -gt 1 ] && id=$task.$1
+  files=$experiments_folder/${names[$1]}/$id
+}
+
 run_one() { # <experiment> <its job's id>
   local folder=$experiments_folder/$1 id=$2
-  rm -f -- "$folder/$id.exit" "$folder/$id.again" "$folder/.$id.saved"
+  rm -f -- "$folder/$id.exit" "$folder/$id.again" "$folder/.$id.again" \
+    "$folder/.$id.saved"
   export MTF_EXPERIMENT_DIR=$folder MTF_JOB_ID=$id
   set_command "$folder/config.yaml"
   (
@@ -196,14 +210,18 @@ run_one() { # <experiment> <its job's id>
 unset MASTER_ADDR RANK LOCAL_RANK GROUP_RANK WORLD_SIZE LOCAL_WORLD_SIZE TORCHELASTIC_RUN_ID
 
 claim
-if [ "$restarts" -gt "$max_requeues" ]; then
-  say "has come back $restarts times, more than the limit (max_requeues): it ends"
-  exit 1
-fi
 line=$(sed -n "$((index + 1))p" tasks)
 read -r -a names <<<"$line"
 if [ "${#names[@]}" -eq 0 ]; then
   say "there is no line $((index + 1)) in $job_folder/tasks"
+  exit 1
+fi
+if [ "$restarts" -gt "$max_requeues" ]; then
+  say "has come back $restarts times, more than the limit (max_requeues): it ends"
+  for position in "${!names[@]}"; do
+    place_of "$position"
+    has_ended "$files" || leave "$files.exit" "75 $token preempted"
+  done
   exit 1
 fi
 if ! make_code; then
@@ -214,9 +232,7 @@ find_port
 
 worst=0 unfinished=''
 for position in "${!names[@]}"; do
-  id=$task
-  [ "${#names[@]}" -gt 1 ] && id=$task.$position
-  files=$experiments_folder/${names[$position]}/$id
+  place_of "$position"
   if ! has_ended "$files"; then
     if [ -n "$got_term" ]; then
       unfinished=$files worst=75

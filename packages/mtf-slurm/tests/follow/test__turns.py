@@ -62,6 +62,24 @@ def test_quotas_and_priorities() -> None:
     assert names(now.choose()) == ["c", "b"]
 
 
+def test_what_was_given_up_goes_on_when_it_is_known_again() -> None:
+    """A job that Slurm shows again lets go on what waits for it, and what waits for that."""
+    known = entry("a", ended=JobState.UNKNOWN, job_id="10")
+    waiting = entry("b", after={"a": "afterok"})
+    last = entry("c", after={"b": "afterany", "a": "afterok"})
+    for state, ended in (
+        (JobState.UNKNOWN, JobState.CANCELLED),
+        (JobState.SUCCEEDED, None),
+    ):
+        now = turns(known, waiting, last, jobs={"a": state})
+        now.note()
+        now.take_up()
+        list(now.give_up())
+        assert [waiting.ended, last.ended] == [ended] * 2
+        now.note()
+        assert known.ended is state
+
+
 def test_each_quota_counts_its_own() -> None:
     """By name, user and partition; all of them hold, and others pass by."""
     entries = [

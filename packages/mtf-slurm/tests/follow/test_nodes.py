@@ -84,6 +84,20 @@ def test_one_power_loss_is_one_failure(tmp_path: Path) -> None:
 ENDED = "NODE_FAIL|0:0|n7|2026-11-22T11:22:34|2026-11-22T11:{:02}:49|/x\n"
 
 
+def test_one_end_that_is_told_twice_counts_once(
+    experiments: Path,
+) -> None:
+    """A monitor may note an end minutes after the date that accounting has for it."""
+    experiments.mkdir(parents=True, exist_ok=True)
+    told = [("1", 1000.0), ("1", 1300.0), ("2", 1000.0), ("1", 5000.0)]
+    record(
+        experiments,
+        [NodeFailure(node="n1", at_s=s, job_id=i, reason="x") for i, s in told],
+    )
+    assert FailingNodes(num_failures=2).excluded(experiments, now_s=6000) == ("n1",)
+    assert FailingNodes(num_failures=3).excluded(experiments, now_s=6000) == ()
+
+
 def test_accounting_knows_what_no_monitor_saw(
     experiments: Path, slurm: FakeSlurm, submit: Callable[..., str]
 ) -> None:

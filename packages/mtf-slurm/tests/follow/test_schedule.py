@@ -415,11 +415,36 @@ def test_adding_may_be_repeated(
     """What is there stays as it is, so a script may be run again."""
     schedule = make()
     schedule.add([experiment("a")], priority=3, user="me")
-    make().add([experiment("a", "fail"), experiment("b")])
+    make().add([experiment("a"), experiment("b")])
+    with pytest.raises(SubmissionError, match="a: it is here with another config"):
+        make().add([experiment("c"), experiment("a", "fail")])
     entries = _schedule_file.read(project / "experiments")
     assert list(entries) == ["a", "b"]
     assert (entries["a"].values["do"], entries["a"].priority) == ("succeed", 3)
     assert (project / "experiments" / "b" / "config.yaml").is_file()
+
+
+def test_a_job_keeps_its_config(
+    make: Callable[..., ExperimentSchedule],
+    make_launcher: MakeLauncher,
+    experiment: Callable[..., Any],
+    slurm: FakeSlurm,
+    project: Path,
+) -> None:
+    """What was submitted is not changed by adding it; its own config may be added."""
+    slurm.configure(is_held=True)
+    make_launcher().submit_single_experiment(experiment("a"))
+    schedule, path = make(), project / "experiments" / "a" / "config.yaml"
+    before = path.read_bytes()
+    with pytest.raises(SubmissionError, match="a: it has a job, 1, with another config"):
+        schedule.add([experiment("new"), experiment("a", "again")])
+    assert path.read_bytes() == before
+    assert not (project / "experiments" / "new").exists()
+    assert schedule.states() == {}
+    slurm.configure(is_held=False)
+    schedule.add([experiment("a")])
+    assert schedule.run(timeout_s=60) == {"a": "succeeded"}
+    assert len(slurm.tasks()) == 1
 
 
 @pytest.mark.parametrize(

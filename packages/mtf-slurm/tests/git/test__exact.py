@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mtf_slurm.errors import SnapshotError
-from mtf_slurm.git import _plumbing
+from mtf_slurm.git import _exact, _plumbing
 from mtf_slurm.git._exact import Look, exact, shown, write
 
 
@@ -57,6 +58,7 @@ def test_other_bytes_and_bits_are_those_on_disk(repo: Any, tmp_path: Path) -> No
 def test_what_a_filter_makes_is_kept(repo: Any, tmp_path: Path) -> None:
     """A file of a filter keeps the filter's bytes, and gets its bit."""
     repo.git("config", "filter.long.clean", "cat; echo more")
+    repo.git("config", "filter.long.smudge", "head -n 1")
     repo.git("config", "core.fileMode", "false")
     repo.write(".gitattributes", "*.x filter=long\n")
     repo.write("a.x", "a\n").chmod(0o755)
@@ -65,6 +67,73 @@ def test_what_a_filter_makes_is_kept(repo: Any, tmp_path: Path) -> None:
     assert new is not None
     assert repo.show(new, "a.x") == repo.show(tree, "a.x") == "a\nmore"
     assert repo.git("ls-tree", new, "a.x").startswith("100755 ")
+
+
+@pytest.mark.parametrize("smudge", ["tr a b", "false"])
+def test_what_a_filter_would_not_make_is_refused(
+    repo: Any, tmp_path: Path, smudge: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many files, those are named of which it would make something of the same size."""
+    monkeypatch.setattr(_exact, "_MADE_BYTES", 10)
+    repo.git("config", "filter.same.smudge", smudge)
+    repo.write(".gitattributes", "*.x filter=same\n")
+    names = [f"f/{i}.x" for i in range(20)]
+    for name in names:
+        repo.write(name, "a\n" if name == "f/7.x" else "c\n")
+    repo.git("add", "--all")
+    said = r"of 'f/7\.x' is not" if smudge != "false" else "smudge filter same failed"
+    with pytest.raises(SnapshotError, match=said):
+        compared(repo, tmp_path, *names)
+
+
+def test_encodings_that_keep_the_size(repo: Any, tmp_path: Path) -> None:
+    """What lies there is stored, also where git made as many other bytes of it."""
+    data = "\u00e9\u00e9".encode("utf-16-le")
+    repo.write(".gitattributes", "*.x working-tree-encoding=UTF-16LE\n")
+    repo.write("a.x", data)
+    repo.write("b.x", "ab".encode("utf-16-le"))
+    repo.git("add", "--all")
+    tree, new = compared(repo, tmp_path, "a.x", "b.x")
+    assert repo.git("cat-file", "-s", f"{tree}:a.x") == str(len(data))
+    assert new is not None
+    for name in ("a.x", "b.x"):
+        raw = repo.git("hash-object", "--no-filters", "--", name)
+        assert repo.git("rev-parse", f"{tree}:{name}") != raw
+        assert repo.git("rev-parse", f"{new}:{name}") == raw
+
+
+@pytest.mark.parametrize(
+    ("target", "fix"),
+    [
+        ("{top}/pkg/util.py", "ln -sfn util.py 'pkg/a link'"),
+        ("{top}/pkg/", "ln -sfn . 'pkg/a link'"),
+        ("{top}/../other/train.py", "ln -sfn ../train.py 'pkg/a link'"),
+        ("{top}/relative", "ln -sfn ../relative 'pkg/a link'"),
+        ("{top}", "ln -sfn .. 'pkg/a link'"),
+    ],
+)
+def test_links_to_what_is_frozen(
+    repo: Any, tmp_path: Path, target: str, fix: str
+) -> None:
+    """One by an absolute path, however it is named, is refused with the command that mends it."""
+    (tmp_path / "other").symlink_to(repo.path)
+    (repo.path / "relative").symlink_to("/usr")
+    (repo.path / "pkg" / "a link").symlink_to(target.format(top=repo.path))
+    repo.git("add", "--all")
+    with pytest.raises(
+        SnapshotError, match=re.escape(f"relative, `{fix}` in {repo.path}")
+    ):
+        compared(repo, tmp_path, "pkg/a link")
+
+
+def test_links_to_what_is_not_frozen(repo: Any, tmp_path: Path) -> None:
+    """One to data that git ignores, or to what is elsewhere, is a way there for a job, too."""
+    repo.write(".gitignore", "data\n")
+    repo.write("data/a")
+    for name, target in (("a", repo.path / "data"), ("b", "/usr"), ("c", "train.py")):
+        (repo.path / name).symlink_to(target)
+    repo.git("add", "--all")
+    assert compared(repo, tmp_path, *"abc")[1] is None
 
 
 @pytest.mark.parametrize("kind", ["file", "link"])

@@ -172,3 +172,19 @@ def test_the_users_variables_for_configuration_count(
     monkeypatch.setenv("GIT_CONFIG_KEY_0", "safe.directory")
     monkeypatch.setenv("GIT_CONFIG_VALUE_0", str(repo.path))
     assert find(repo.path) is not None
+
+
+def test_the_environment_of_each_call_counts(
+    repo: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A way to git that is set right later is seen by a repository that was found before."""
+    found = find(repo.path)
+    assert found is not None
+    with monkeypatch.context() as patched:
+        patched.setenv("PATH", "/nonexistent")
+        with pytest.raises(SnapshotError, match="no git on PATH"):
+            found.git("status")
+    monkeypatch.setenv("GIT_SSH_COMMAND", "echo second >&2; exit 1; :")
+    assert found.git("rev-parse", "--is-inside-work-tree") == b"true\n"
+    with pytest.raises(SnapshotError, match="second"):
+        found.git("ls-remote", "ssh://nowhere.invalid/x")

@@ -93,13 +93,20 @@ def test_names_are_told_apart() -> None:
         check_names(["a", "b", "a", "a"])
 
 
-def test_all_branches_or_none(repo: Any) -> None:
-    """Where one branch cannot be made, none is."""
+@pytest.mark.parametrize("taken", ["slurm-job/b", "slurm-job"])
+def test_all_branches_or_none(repo: Any, taken: str) -> None:
+    """Where a branch leaves no room for one, none is made, and the error says what to do."""
     commit = repo.git("rev-parse", "HEAD")
-    repo.git("update-ref", "refs/heads/slurm-job/b", commit)
-    with pytest.raises(SnapshotError, match="refs/heads/slurm-job/b' exists"):
+    repo.git("update-ref", f"refs/heads/{taken}", commit)
+    with pytest.raises(SnapshotError, match=f"`git branch -m {taken} <another name>`"):
         create(found(repo), ["a", "b", "c"], commit)
-    assert heads(repo) == {"main", "slurm-job/b"}
+    assert heads(repo) == {"main", taken}
+
+
+def test_branches_of_what_is_not_there(repo: Any) -> None:
+    """Another failure of git's is told as git says it."""
+    with pytest.raises(SnapshotError, match=r"update-ref.*1{40}"):
+        create(found(repo), ["a"], "1" * 40)
 
 
 def test_two_of_one_moment_get_a_branch_each(

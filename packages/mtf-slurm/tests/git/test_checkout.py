@@ -219,7 +219,6 @@ def test_a_filter_that_the_node_lacks_is_told(repo: Any, tmp_path: Path) -> None
         prove(repo.path, commit, made)
     remove(made)
     repo.git("config", "filter.lfs.smudge", "no-such-program-here")
-    repo.git("config", "filter.lfs.required", "true")
     with pytest.raises(CheckoutError, match="this node lacks its program"):
         make(repo.path, commit, made)
     assert list((tmp_path / "jobs").iterdir()) == []

@@ -121,6 +121,21 @@ def test_too_much_that_is_unknown_is_refused(repo: Any) -> None:
     assert "big.bin" in repo.names(frozen(repo).tree)
 
 
+def test_what_a_repository_within_knows_is_not_unknown(
+    repo: Any, make_repo: Callable[..., Any]
+) -> None:
+    """Of a clone or submodule, only what it does not know itself counts for the limit."""
+    nested = make_repo("repo/vendor/clone")
+    nested.write("known.bin", b"x" * 3_000_000)
+    nested.commit()
+    nested.write("unknown.py", "x")
+    names = repo.names(frozen(repo, max_untracked_bytes=1000).tree)
+    assert {"vendor/clone/known.bin", "vendor/clone/unknown.py"} <= names
+    nested.write("unknown.py", "x" * 1001)
+    with pytest.raises(SnapshotError, match=r"1 files .*clone/unknown\.py"):
+        frozen(repo, max_untracked_bytes=1000)
+
+
 def test_nothing_of_the_users_is_touched(repo: Any) -> None:
     """Index, working tree, HEAD, stash, reflogs, config and dates stay; no hook runs."""
     repo.write("train.py", "stashed\n")
@@ -303,8 +318,21 @@ def test_damaged_head_is_an_error(repo: Any) -> None:
     """A commit that cannot be read is not taken for none."""
     commit = repo.git("rev-parse", "HEAD")
     (repo.path / f".git/objects/{commit[:2]}/{commit[2:]}").unlink()
-    with pytest.raises(SnapshotError, match="rev-parse"):
+    with pytest.raises(SnapshotError, match=r"HEAD names a commit that .* `git fsck`"):
         frozen(repo)
+
+
+def test_a_file_that_is_none_any_more_is_refused(repo: Any) -> None:
+    """What git knows for a file and is a pipe now is named, with the ways out."""
+    (repo.path / "train.py").unlink()
+    os.mkfifo(repo.path / "train.py")
+    os.mkfifo(repo.path / "unknown")
+    with pytest.raises(
+        SnapshotError, match=r"/train\.py: is neither .* `git rm --cached`"
+    ):
+        frozen(repo)
+    repo.git("rm", "--cached", "-q", "train.py")
+    assert repo.names(frozen(repo).tree) == {"pkg/util.py"}
 
 
 def test_linked_working_tree_has_its_own_index(repo: Any, tmp_path: Path) -> None:
@@ -544,12 +572,75 @@ def test_filters_run_and_their_failure_is_told(repo: Any) -> None:
     """A file goes through the filter that its attributes name; if that fails, so does it."""
     repo.write(".gitattributes", "*.up filter=upper\n")
     repo.git("config", "filter.upper.clean", "tr a-z A-Z")
+    repo.git("config", "filter.upper.smudge", "tr A-Z a-z")
     repo.git("config", "filter.upper.required", "true")
     repo.write("a.up", "text\n")
     assert repo.show(frozen(repo).tree, "a.up") == "TEXT"
     repo.git("config", "filter.upper.clean", "false")
     with pytest.raises(SnapshotError, match="filter"):
         frozen(repo)
+
+
+LFS = "filter=lfs diff=lfs merge=lfs -text"
+
+
+@pytest.fixture
+def lfs(repo: Any) -> Any:
+    """A repository with a filter that keeps data elsewhere, as git-lfs does."""
+    store = repo.path / ".git" / "store"
+    store.mkdir()
+    script = repo.write(
+        ".git/lfs",
+        "#!/bin/bash\n"
+        f'if [ "$1" = clean ]; then cat >{store}/new; h=$(sha256sum <{store}/new)\n'
+        f'mv {store}/new "{store}/${{h%% *}}"; echo "pointer ${{h%% *}}"\n'
+        'elif [ "$2" = --skip ]; then cat\n'
+        f'else read -r _ h; cat "{store}/$h"; fi\n',
+    )
+    script.chmod(0o700)
+    repo.git("config", "filter.lfs.clean", f"{script} clean")
+    repo.git("config", "filter.lfs.smudge", f"{script} smudge")
+    repo.write(".gitattributes", f"*.bin {LFS}\n")
+    repo.write("data.bin", "data\n" * 30)
+    repo.commit()
+    return repo
+
+
+def test_data_of_a_filter_is_what_it_makes(lfs: Any) -> None:
+    """What lies there is stored as the filter keeps it, where that gives the same back."""
+    found = frozen(lfs)
+    assert found.tree == lfs.git("rev-parse", "HEAD^{tree}")
+    assert lfs.show(found.tree, "data.bin").startswith("pointer ")
+
+
+def test_data_that_a_filter_would_leave_away_is_refused(lfs: Any) -> None:
+    """Set up to pass over data that lies there, the filter would give a job the pointer."""
+    lfs.git("config", "filter.lfs.smudge", f"{lfs.path}/.git/lfs smudge --skip")
+    other = r"what their filters would make of 'data\.bin' is not .* --skip-smudge"
+    with pytest.raises(SnapshotError, match=other):
+        frozen(lfs)
+    lfs.write(".git/info/attributes", "*.bin -filter\n")
+    assert lfs.show(frozen(lfs).tree, "data.bin") == ("data\n" * 30).strip()
+
+
+@pytest.mark.parametrize("key", ["smudge", "process"])
+def test_a_filter_whose_program_is_missing_is_refused(lfs: Any, key: str) -> None:
+    """It is an error also where it is not required, and git would go on without."""
+    lfs.git("config", f"filter.lfs.{key}", "no-such-program-here")
+    with pytest.raises(SnapshotError, match=r"data\.bin: smudge filter lfs failed"):
+        frozen(lfs)
+
+
+def test_pointers_that_lie_there(lfs: Any) -> None:
+    """A pointer is frozen where the filter leaves it, and refused where it makes data of it."""
+    pointer = lfs.git("cat-file", "blob", "HEAD:data.bin") + "\n"
+    lfs.git("config", "filter.lfs.clean", "cat")
+    lfs.write("data.bin", pointer)
+    lfs.git("add", "data.bin")
+    with pytest.raises(SnapshotError, match=r"of 'data\.bin' is not what lies there"):
+        frozen(lfs)
+    lfs.git("config", "filter.lfs.smudge", f"{lfs.path}/.git/lfs smudge --skip")
+    assert lfs.show(frozen(lfs).tree, "data.bin") == pointer.strip()
 
 
 def test_files_that_change_while_they_are_read_are_read_again(repo: Any) -> None:
@@ -580,6 +671,7 @@ def test_failure_by_a_change_is_no_failure(repo: Any) -> None:
     repo.write(".gitattributes", "*.x filter=meddle\n")
     repo.commit()
     repo.git("config", "filter.meddle.required", "true")
+    repo.git("config", "filter.meddle.smudge", "cat")
     repo.git(
         *("config", "filter.meddle.clean"),
         "cat; test -e .git/done || { touch .git/done; echo later >> train.py; exit 1; }",

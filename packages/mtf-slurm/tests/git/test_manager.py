@@ -100,6 +100,26 @@ def test_a_folder_of_a_repository_is_a_project(repo: Any, tmp_path: Path) -> Non
     assert (made / "new.py").exists()
 
 
+def test_folders_that_are_left_out(repo: Any, tmp_path: Path) -> None:
+    """They may lie beside the project, or elsewhere; a project in one cannot be frozen."""
+    repo.write("sub/a.py")
+    repo.write("runs*[1]/e/x")
+    repo.write("runs1/y")
+    left_out = [
+        repo.path / "runs*[1]",
+        repo.path / "none",
+        tmp_path / "elsewhere",
+        tmp_path,
+    ]
+    snapshot = GitManager(repo.path / "sub", leave_out=left_out).snapshot("e")
+    assert repo.names(snapshot.commit) == {
+        *("train.py", "pkg/util.py", "sub/a.py", "runs1/y")
+    }
+    for folder in (repo.path, repo.path / "sub"):
+        with pytest.raises(SnapshotError, match="project lies in the folder of its"):
+            GitManager(repo.path / "sub", leave_out=[folder])
+
+
 def test_patterns_of_a_folder_with_an_odd_name(repo: Any) -> None:
     """Characters that a pattern would heed stand for themselves in a folder's name."""
     repo.write("a[1] *!/experiments/x", "x\n")

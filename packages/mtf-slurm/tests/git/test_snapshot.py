@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+from mtf_slurm.git import GitManager
 from mtf_slurm.git.snapshot import CHECKOUT_SCRIPT, Snapshot
 
 
@@ -28,6 +30,17 @@ def test_a_snapshot_is_plain_data() -> None:
         "base": None,
         "dirty": ["M \udcff"],
     }
+
+
+def test_what_a_snapshot_has(repo: Any) -> None:
+    """Files, links and folders of the frozen tree are there, and what lies there since is not."""
+    (repo.path / "link").symlink_to("nowhere")
+    snapshot = GitManager(repo.path).snapshot("a")
+    repo.write("later.py")
+    there = {
+        path for path in ("train.py", "pkg", "link", "later.py") if snapshot.has(path)
+    }
+    assert there == {"train.py", "pkg", "link"}
 
 
 def test_the_script_is_there() -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -48,6 +49,10 @@ def srun(_store: Store, argv: list[str]) -> int:
         }
         children.append(subprocess.Popen(command, env={**os.environ, **own}))
     codes = [child.wait() for child in children]
+    for rank, code in enumerate(codes):
+        if code:
+            how = f"Exited with exit code {code}" if code > 0 else signal.strsignal(-code)
+            sys.stderr.write(f"srun: error: n1: task {rank}: {how}\n")
     if signal.SIGTERM in seen and -signal.SIGKILL in codes:
         return 0  # as Slurm's does of a step that had to be killed
     return max(code if code >= 0 else 128 - code for code in codes)

@@ -75,9 +75,23 @@ class Turns:
                 continue
             if entry.ended is not None and entry.job_id not in {"", ids[-1]}:
                 entry.ended = None  # somebody has submitted it again
+            now = self._status(name)
+            is_known = now is not None and now.state is not JobState.UNKNOWN
+            if entry.ended is JobState.UNKNOWN and is_known:
+                entry.ended = None  # it was given up, and Slurm shows it again
             status = self._over(name)
             if entry.ended is None and status is not None and not self._runs_again(name):
                 entry.ended, entry.job_id = status.state, ids[-1]
+
+    def take_up(self) -> None:
+        """Let go on what was cancelled, if what it waits for may come true after all."""
+        has_more = True
+        while has_more:
+            has_more = False
+            for entry in self.entries.values():
+                was_given_up = entry.ended is JobState.CANCELLED and not entry.job_id
+                if was_given_up and not self._in_vain(entry):
+                    entry.ended, has_more = None, True
 
     def give_up(self) -> Iterator[tuple[Entry, str]]:
         """Cancel what waits for what cannot come true any more; yield it, and why."""
@@ -87,12 +101,17 @@ class Turns:
             for entry in self.entries.values():
                 if entry.ended is not None or self._is_active(entry.experiment_name):
                     continue
-                for other, kind in entry.after.items():
-                    state = self.entries[other].ended
-                    if state is not None and not _is_true(kind, state):
-                        entry.ended, has_more = JobState.CANCELLED, True
-                        yield entry, f"it waits for {other} ({kind}), which is {state}"
-                        break
+                if why := self._in_vain(entry):
+                    entry.ended, has_more = JobState.CANCELLED, True
+                    yield entry, why
+
+    def _in_vain(self, entry: Entry) -> str:
+        """Return why an experiment waits in vain; empty if it does not."""
+        for other, kind in entry.after.items():
+            state = self.entries[other].ended
+            if state is not None and not _is_true(kind, state):
+                return f"it waits for {other} ({kind}), which is {state}"
+        return ""
 
     def choose(self) -> list[Entry]:
         """Return what may be submitted now: for what it waits has a job, or gets one."""

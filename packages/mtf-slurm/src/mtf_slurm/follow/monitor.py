@@ -22,6 +22,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
@@ -312,7 +313,9 @@ class JobMonitor:
             states |= dict.fromkeys(back, JobState.PENDING)
         for job_id, state in states.items():
             before = seen.get(job_id, Seen())
-            row = answer.rows.get(task_of(job_id)) or before.row
+            row = outcomes.row(job_id) or before.row
+            if row is not None and "." in job_id and row.state is not state:
+                row = replace(row, reason="")  # which is the task's, and not this one's
             after = before.then(state, row, now_s)
             seen[job_id] = after
             if before.is_back(after.state, row):

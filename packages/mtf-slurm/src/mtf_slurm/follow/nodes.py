@@ -8,12 +8,14 @@ what happened while no monitor ran.
     >>> with tempfile.TemporaryDirectory() as name:
     ...     folder = Path(name)
     ...     for at_s in (100, 200, 300):
-    ...         failure = NodeFailure(node="n7", at_s=at_s, job_id="1", reason="")
+    ...         failure = NodeFailure(node="n7", at_s=at_s, job_id=str(at_s), reason="")
     ...         record(folder, [failure])
     ...     FailingNodes().excluded(folder, now_s=400)
     ('n7',)
 
-One power loss under many jobs is one failure: what ended within a minute counts once. Of a job on several nodes, only those count that are down afterwards: see `blamed`.
+One power loss under many jobs is one failure: what ended within a minute counts once, and so does
+an end of one job that is told twice. Of a job on several nodes, only those count that are down
+afterwards: see `blamed`.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import math
 import os
 import re
 import time
@@ -42,6 +45,7 @@ _log = logging.getLogger("mtf_slurm.follow")
 _NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
 _KEPT = timedelta(days=30)
 _SAME_S = 60.0
+_LATE_S = 360.0  # by which a monitor may note what accounting has the date of
 _BAD = re.compile(r"^(?:DOWN|DRAIN|FAIL|ERROR|NOT_RESPONDING|UNKNOWN)")
 
 
@@ -94,11 +98,16 @@ class FailingNodes:
         now_s = time.time() if now_s is None else now_s  # noqa: TID251 -- a date
         since = now_s - self.window.total_seconds()
         begins: dict[str, list[float]] = {}
+        lost_s: dict[tuple[str, str], float] = {}
         for failure in sorted(failures_in(folder), key=lambda f: f.at_s):
-            if since <= failure.at_s <= now_s:
-                own = begins.setdefault(failure.node, [])
-                if not own or failure.at_s - own[-1] > _SAME_S:
-                    own.append(failure.at_s)
+            run = (failure.node, failure.job_id)
+            is_told = failure.at_s - lost_s.get(run, -math.inf) <= _LATE_S
+            if is_told or not since <= failure.at_s <= now_s:
+                continue
+            lost_s[run] = failure.at_s
+            own = begins.setdefault(failure.node, [])
+            if not own or failure.at_s - own[-1] > _SAME_S:
+                own.append(failure.at_s)
         return tuple(
             sorted(n for n, own in begins.items() if len(own) >= self.num_failures)
         )

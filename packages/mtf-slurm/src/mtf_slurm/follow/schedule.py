@@ -21,12 +21,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
 from typing import Protocol
 
+from mtf_slurm import _once
 from mtf_slurm.after import After, checked
 from mtf_slurm.command import NoRoomError
 from mtf_slurm.errors import (
@@ -38,7 +39,9 @@ from mtf_slurm.experiments import (
     BatchSubmissionResult,
     Experiment,
     checked_name,
-    write_config,
+    config_text,
+    has_other_config,
+    write_text,
 )
 from mtf_slurm.follow import _schedule_file
 from mtf_slurm.follow._jobs import Jobs
@@ -141,7 +144,8 @@ class ExperimentSchedule:
             timeout_s: How long to wait for another process, in seconds.
 
         Raises:
-            SubmissionError: If a name is none, or a file cannot be written.
+            SubmissionError: If a name is none, a file cannot be written, or an experiment is
+                here, or has a job, with another config.
             ValueError: If they wait for each other, or for what is not there.
         """
         names = [checked_name(experiment.experiment_name) for experiment in experiments]
@@ -155,10 +159,17 @@ class ExperimentSchedule:
                         if missing := sorted(others.keys() - known):
                             msg = f"{name} waits for {', '.join(missing)}: add it, too"
                             raise ValueError(msg)
+                    texts = {
+                        n: config_text(e) for n, e in zip(names, experiments, strict=True)
+                    }
+                    new = texts.keys() - entries.keys()
+                    with _once.lock(self._folder, timeout_s=timeout_s):
+                        self._check(texts, entries.keys())
+                        for name in new:
+                            write_text(self._folder / name, name, texts[name])
                     for name, experiment in zip(names, experiments, strict=True):
-                        if name in entries:
+                        if name not in new:
                             continue
-                        write_config(self._folder / name, experiment)
                         entries[name] = Entry(
                             experiment_name=name,
                             values=experiment.model_dump(mode="json"),
@@ -172,6 +183,20 @@ class ExperimentSchedule:
                     reason = "another process works on this schedule: try again"
                     raise SubmissionError(str(self._folder), reason) from error
                 time.sleep(0.02)
+
+    def _check(self, texts: Mapping[str, str], entries: Collection[str]) -> None:
+        """Refuse configs that are not those of what is here, or has a job.
+
+        Raises:
+            SubmissionError: Naming one.
+        """
+        jobs = self._jobs.ids_in(self._folder)
+        for name, text in texts.items():
+            is_known = name in entries or name in jobs
+            if is_known and has_other_config(self._folder / name, text):
+                what = f"has a job, {jobs[name][-1]}," if name in jobs else "is here"
+                reason = f"it {what} with another config: give this one a name of its own"
+                raise SubmissionError(name, reason)
 
     def states(self) -> dict[str, JobState]:
         """Return how each experiment is, by name; ``pending`` while it is held back.
@@ -234,6 +259,7 @@ class ExperimentSchedule:
                     max_resubmissions=self._max_resubmissions,
                 )
                 turns.note()
+                turns.take_up()
                 told = [_end(entry, why) for entry, why in turns.give_up()]
                 if time.monotonic() >= self._pause_s:
                     told += self._submit(entries, turns.choose())

@@ -60,18 +60,19 @@ class Repository:
             SnapshotError: If it fails.
         """
         none = self.common_dir / "no-index" / "index"  # read as empty, cannot be written
-        environ = self._environ | {"GIT_INDEX_FILE": str(index or none)}
-        return git_in(self.top, *args, environ=environ | dict(extra or {}), stdin=stdin)
+        environ = git_environ(
+            GIT_DIR=str(self.git_dir),
+            GIT_WORK_TREE=str(self.top),
+            GIT_INDEX_FILE=str(index or none),
+            **(extra or {}),
+        )
+        return git_in(self.top, *args, environ=environ, stdin=stdin)
 
     @cached_property
     def oid_digits(self) -> int:
         """How many digits an id has: 40, or 64 with SHA-256."""
         said = self.git("rev-parse", "--show-object-format")
         return 64 if said.strip() == b"sha256" else 40
-
-    @cached_property
-    def _environ(self) -> dict[str, str]:
-        return git_environ(GIT_DIR=str(self.git_dir), GIT_WORK_TREE=str(self.top))
 
 
 def git_in(

@@ -25,6 +25,7 @@ _PREFIX = "refs/heads/"
 _ROOT = "slurm-job"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _BRANCH = re.compile(_ROOT + r"/([^/]+)/(\d{8}T\d{6}\.\d{6}Z)/([0-9a-f]{8})")
+_TAKEN = re.compile(rf"'{_PREFIX}({_ROOT}[^']*)' exists; cannot create")
 _STAMP = "%Y%m%dT%H%M%S.%fZ"
 _NUM_ATTEMPTS = 4
 _NUM_PUSHED = 500  # refs a call: they are arguments
@@ -98,10 +99,17 @@ def create(repository: Repository, names: Sequence[str], commit: str) -> dict[st
         try:
             _update_refs(repository, "".join(lines))
             break
-        except SnapshotError:
+        except SnapshotError as error:
             # Two submitters in one microsecond: the next one is free.
-            if attempt == _NUM_ATTEMPTS:
+            if attempt < _NUM_ATTEMPTS:
+                continue
+            if (taken := _TAKEN.search(error.reason)) is None:
                 raise
+            reason = (
+                f"there is a branch {taken[1]!r}, so git can make none below that name: "
+                f"rename it, `git branch -m {taken[1]} <another name>`"
+            )
+            raise SnapshotError(repository.top, reason) from error
     return found
 
 

@@ -39,8 +39,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 __all__ = [
+    "WHOLE",
     "CheckoutError",
-    "by_filters",
+    "by_attributes",
+    "check_filters",
+    "filters_required",
     "git_environ",
     "main",
     "make",
@@ -72,7 +75,7 @@ _SETTINGS = {
     "submodule.recurse": "false",
 }
 # A checkout is whole and as stored, whatever the user's is.
-_WHOLE = {
+WHOLE = {
     "core.autocrlf": "false",
     "core.eol": "lf",
     "core.fileMode": "true",
@@ -181,42 +184,74 @@ def without_secrets(text: str) -> str:
     return re.sub(r"(://[^\s?#]*)[?#]\S+", r"\1?***", text)
 
 
-def by_filters(git: Callable[..., bytes], paths: Collection[bytes]) -> set[bytes]:
-    """Return those of *paths* whose attributes, of the index, name a filter.
+def by_attributes(
+    git: Callable[..., bytes], paths: Collection[bytes], *names: str
+) -> list[dict[bytes, bytes]]:
+    """Return, for each attribute, those of *paths* that have a value of it, with that.
 
     Args:
-        git: Runs git on the index, given its arguments and ``stdin``.
+        git: Runs git on the index, whose rules count, given its arguments and ``stdin``.
         paths: Which.
+        names: Of the attributes.
 
     Raises:
-        CheckoutError: If git has no such filter here: it would take the file as stored, which
-            with git-lfs is a pointer.
+        CheckoutError: If git fails.
     """
-    stdin = b"".join(path + b"\0" for path in paths)
-    if not stdin:
-        return set()
-    whole = ("-c", "core.sparseCheckout=false")  # else rules left away do not count
-    said = git(*whole, "check-attr", "--cached", "-z", "--stdin", "filter", stdin=stdin)
-    fields = iter(said.split(b"\0")[:-1])
-    filters = {
-        path: name
-        for path, _, name in zip(fields, fields, fields, strict=True)
-        if name not in {b"unspecified", b"unset", b"set", b""}
-    }
-    if filters:
-        configured = set(git("config", "--list", "--name-only", "-z").split(b"\0"))
-        for path, name in filters.items():
-            keys = {b"filter.%s.%s" % (name, of) for of in _OF_FILTERS}
-            if not keys & configured:
-                driver = os.fsdecode(name)
-                msg = (
-                    f"{os.fsdecode(path)!r} and its like go through the filter {driver!r}, "
-                    f"which git does not have here: set it up (for lfs: load git-lfs, `git "
-                    f"lfs install`); or, to take what is stored in its place, `git config "
-                    f"filter.{driver}.smudge cat` in the repository"
-                )
-                raise CheckoutError(msg)
-    return set(filters)
+    values: dict[bytes, dict[bytes, bytes]] = {name.encode(): {} for name in names}
+    if paths:
+        stdin = b"".join(path + b"\0" for path in paths)
+        whole = ("-c", "core.sparseCheckout=false")  # else rules left away do not count
+        said = git(*whole, "check-attr", "--cached", "-z", "--stdin", *names, stdin=stdin)
+        fields = iter(said.split(b"\0")[:-1])
+        for path, name, value in zip(fields, fields, fields, strict=True):
+            if value not in {b"unspecified", b"unset", b"set", b""}:
+                values[name][path] = value
+    return list(values.values())
+
+
+def check_filters(git: Callable[..., bytes], filters: Mapping[bytes, bytes]) -> None:
+    """Refuse a filter that git does not have here: it would take files as stored.
+
+    Args:
+        git: Runs git, given its arguments.
+        filters: By path.
+
+    Raises:
+        CheckoutError: If one is missing. What is stored is a pointer, with git-lfs.
+    """
+    if not filters:
+        return
+    configured = _config(git).keys()
+    for path, name in filters.items():
+        if not {b"filter.%s.%s" % (name, of) for of in _OF_FILTERS} & configured:
+            driver = os.fsdecode(name)
+            msg = (
+                f"{os.fsdecode(path)!r} and its like go through the filter {driver!r}, which "
+                f"git does not have here: set it up (for lfs: load git-lfs, `git lfs "
+                f"install`); or, to take what is stored in its place, `git config "
+                f"filter.{driver}.smudge cat` in the repository"
+            )
+            raise CheckoutError(msg)
+
+
+def filters_required(git: Callable[..., bytes]) -> list[str]:
+    """Return options of git by which it fails where a filter fails to make a file.
+
+    Args:
+        git: Runs git, given its arguments.
+
+    Raises:
+        CheckoutError: If git fails.
+    """
+    makes = re.compile(rb"filter\.(.+)\.(?:smudge|process)", re.DOTALL)
+    found = (makes.fullmatch(key) for key, value in _config(git).items() if value)
+    names = sorted({os.fsdecode(match[1]) for match in found if match})
+    return [part for name in names for part in ("-c", f"filter.{name}.required=true")]
+
+
+def _config(git: Callable[..., bytes]) -> dict[bytes, bytes]:
+    lines = (line.partition(b"\n") for line in git("config", "--list", "-z").split(b"\0"))
+    return {key: value for key, _, value in lines}
 
 
 class _Entry(NamedTuple):
@@ -240,7 +275,7 @@ class _Commit(NamedTuple):
             GIT_WORK_TREE=str(folder),
             GIT_INDEX_FILE=str(index),
         )
-        return run_git(*args, cwd=folder, environ=environ, stdin=stdin, settings=_WHOLE)
+        return run_git(*args, cwd=folder, environ=environ, stdin=stdin, settings=WHOLE)
 
 
 def make(repository: Path, commit: str, folder: Path, *, replace: bool = False) -> Path:
@@ -278,7 +313,9 @@ def make(repository: Path, commit: str, folder: Path, *, replace: bool = False) 
         code, index = aside / "code", aside / "index"
         code.mkdir()
         try:
-            known.run("read-tree", "--reset", "-u", commit, folder=code, index=index)
+            strict = filters_required(partial(known.run, folder=code, index=index))
+            fill = (*strict, "read-tree", "--reset", "-u", commit)
+            known.run(*fill, folder=code, index=index)
         except CheckoutError as error:
             msg = (
                 f"{commit} cannot be checked out: {error}. If a filter failed: this node "
@@ -409,7 +446,9 @@ def _check(known: _Commit, folder: Path, index: Path, *, is_new: bool = False) -
     has_rules = any(path.endswith(".gitattributes") for path in entries)
     asked = [os.fsencode(path) for path in (entries if has_rules else differ)]
     git = partial(known.run, folder=folder, index=index)
-    filtered = differ & {os.fsdecode(path) for path in by_filters(git, asked)}
+    [filters] = by_attributes(git, asked, "filter")
+    check_filters(git, filters)
+    filtered = differ & {os.fsdecode(path) for path in filters}
     same = list(_filtered(known, filtered, folder, index))
     if is_new:
         for path, data in _blobs(known, sorted(differ - filtered), folder, index):

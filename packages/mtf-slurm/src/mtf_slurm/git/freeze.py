@@ -17,18 +17,17 @@ Source: ``git-update-index(1)``, ``git-ls-files(1)``, git's ``racy-git`` note.
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from mtf_slurm.errors import SnapshotError
-from mtf_slurm.git import _exact
+from mtf_slurm.git import _exact, _index
 from mtf_slurm.git._exact import Look
 from mtf_slurm.git._plumbing import Repository, git_in
 from mtf_slurm.git.checkout import git_environ
@@ -42,6 +41,7 @@ _INDEX_LOCK_WAIT_S = 5.0
 _POLL_S = 0.02
 _TICK_NS = 20_000_000
 _MIB = 1 << 20
+_KINDS = {stat.S_IFREG, stat.S_IFLNK, stat.S_IFDIR}
 
 _Looks = dict[bytes, Look | None]
 
@@ -129,10 +129,11 @@ class _Freezing:
         self._looks: _Looks = {}
         self._links: list[bytes] = []
         self._nested: list[bytes] = []
+        self._new: set[bytes] = set()  # what no repository knows
 
     def run(self) -> Frozen:
         """Freeze."""
-        user_index = _copy(self._repository.index, self._index)
+        user_index = _index.copy(self._repository.index, self._index)
         with ThreadPoolExecutor(max_workers=2) as pool:  # what waits for git alone
             on_disk = pool.submit(self._unknown)
             user_commit = pool.submit(self._head)
@@ -141,7 +142,8 @@ class _Freezing:
                 changed, gone = self._differences()
                 unknown = self._files_of(on_disk.result())
                 self._look(unknown)
-                self._check_size(unknown)
+                self._check_size()
+                self._check_kind([*changed, *unknown])
                 self._update(changed, gone, unknown)
                 written = pool.submit(_exact.write, self._repository, self._index)
                 self._check_unchanged()
@@ -159,8 +161,8 @@ class _Freezing:
                 raise
             dirty = differing.result()
         if self._repository.is_archive:
-            _copy(self._index, self._repository.index)
-        elif _identity(self._repository.index) != user_index:
+            _index.copy(self._index, self._repository.index)
+        elif _index.identity(self._repository.index) != user_index:
             raise _ChangedError([b".git/index"])
         return Frozen(tree=exact or tree, head=head, head_tree=head_tree, dirty=dirty)
 
@@ -172,12 +174,16 @@ class _Freezing:
         """Return the user's commit and its tree."""
         try:
             said = self._git("rev-parse", "HEAD^{commit}", "HEAD^{tree}")
-        except SnapshotError:
+        except SnapshotError as error:
             try:
                 self._git("rev-parse", "--quiet", "--verify", "HEAD")
             except SnapshotError:
                 return None, None  # no commit yet
-            raise
+            reason = (
+                "its HEAD names a commit that is damaged or not there: `git fsck` says more; "
+                "check out one that is (`git reflog` has those before), or clone it anew"
+            )
+            raise SnapshotError(self._repository.top, reason) from error
         commit, tree = said.decode("ascii").split()
         return commit, tree
 
@@ -200,7 +206,7 @@ class _Freezing:
                     assumed.append(path)
                 if tag in b"Ss":
                     skipped.append(path)
-        _refuse_unmerged(self._repository.top, unmerged)
+        _index.refuse_unmerged(self._repository.top, self._repository.git_dir, unmerged)
         self._look(files)
         if assumed:
             self._git(
@@ -222,6 +228,7 @@ class _Freezing:
     def _files_of(self, unknown: Sequence[bytes]) -> list[bytes]:
         """Return the files that are unknown to git, those of repositories within too."""
         linked = [self._linked(path) for path in self._links]
+        self._new.update(unknown)
         paths = [*unknown, *(path for path in linked if path)]
         found = [path for path in paths if not path.endswith(b"/")]
         for folder in (path for path in paths if path.endswith(b"/")):
@@ -268,10 +275,13 @@ class _Freezing:
                 nested.append(path + b"/")
             else:
                 known.append(path)
-        _refuse_unmerged(where, unmerged)
+        if unmerged:
+            said = git("rev-parse", "--absolute-git-dir").removesuffix(b"\n")
+            _index.refuse_unmerged(where, Path(os.fsdecode(said)), unmerged)
         if self._choice.include_untracked or not is_repository:
             for path in git(*_OTHERS).split(b"\0")[:-1]:
                 (nested if path.endswith(b"/") else known).append(path)
+                self._new.add(folder + path)
         yield from (
             folder + path for path in known if os.path.lexists(self._top + folder + path)
         )
@@ -312,11 +322,9 @@ class _Freezing:
         if now != self._looks:
             raise _ChangedError([path for path in now if now[path] != self._looks[path]])
 
-    def _check_size(self, unknown: Sequence[bytes]) -> None:
-        sizes = {}
-        for path in unknown:
-            with suppress(OSError):
-                sizes[path] = os.lstat(self._top + path).st_size
+    def _check_size(self) -> None:
+        looks = {path: self._looks.get(path) for path in self._new}
+        sizes = {path: look[3] for path, look in looks.items() if look}
         limit = self._choice.max_untracked_bytes
         if (total := sum(sizes.values())) > limit:
             biggest = sorted(sizes, key=sizes.__getitem__, reverse=True)
@@ -326,6 +334,17 @@ class _Freezing:
                 f"{_exact.shown(biggest)}: put data into .gitignore, or raise max_untracked_bytes"
             )
             raise SnapshotError(self._repository.top, reason)
+
+    def _check_kind(self, paths: Iterable[bytes]) -> None:
+        """Refuse what git knows for a file, and is neither file nor link any more."""
+        for path in paths:
+            look = self._looks[path]
+            if look and stat.S_IFMT(look[2]) not in _KINDS:
+                reason = (
+                    "is neither a file nor a link, which is all that git takes: remove it, "
+                    "`git rm --cached` it, or bring the file back (`git checkout --`)"
+                )
+                raise SnapshotError(os.fsdecode(self._top + path), reason)
 
     def _update(
         self, changed: Sequence[bytes], gone: Sequence[bytes], unknown: Sequence[bytes]
@@ -359,15 +378,6 @@ class _Freezing:
         return tuple(os.fsdecode(lines[path] + b" " + path) for path in sorted(lines))
 
 
-def _refuse_unmerged(top: Path, unmerged: set[bytes]) -> None:
-    if unmerged:
-        reason = (
-            f"is in the middle of a merge: {_exact.shown(sorted(unmerged))} not resolved; resolve "
-            f"and `git add` them, or `git merge --abort`, and submit again"
-        )
-        raise SnapshotError(top, reason)
-
-
 def _wait_for_index(repository: Repository) -> None:
     """Wait for another git command to end: it may be changing files."""
     lock = repository.index.with_name(repository.index.name + ".lock")
@@ -380,36 +390,3 @@ def _wait_for_index(repository: Repository) -> None:
             )
             raise SnapshotError(lock, reason)
         time.sleep(_POLL_S)
-
-
-def _copy(source: Path, target: Path) -> tuple[int, int] | None:
-    """Copy an index, with its date: by that git knows which files may have changed since.
-
-    Returns:
-        The identity of what was copied; None if there is no index yet.
-    """
-    try:
-        with source.open("rb") as file:
-            found = os.fstat(file.fileno())
-            data = file.read()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        reason = (
-            f"this index of git cannot be read: {error.strerror}; give this user the right "
-            f"to (`chmod u+r`), or ask its owner"
-        )
-        raise SnapshotError(source, reason) from error
-    aside = target.with_name(f"{target.name}.{uuid.uuid4().hex}")
-    aside.write_bytes(data)
-    os.utime(aside, ns=(found.st_atime_ns, found.st_mtime_ns))
-    aside.replace(target)
-    return found.st_mtime_ns, found.st_ino
-
-
-def _identity(index: Path) -> tuple[int, int] | None:
-    try:
-        found = index.stat()
-    except FileNotFoundError:
-        return None
-    return found.st_mtime_ns, found.st_ino

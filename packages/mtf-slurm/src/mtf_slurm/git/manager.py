@@ -11,7 +11,7 @@ import getpass
 import os
 import re
 import socket
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -41,11 +41,14 @@ class GitManager:
         archive: For a project that is in no repository: where a repository is kept for its
             snapshots, which holds the whole folder: new, empty, or made for that before. A
             project that is in a repository ignores it.
+        leave_out: Folders that are not frozen, as those that jobs write into: whatever is
+            new in them, by whichever path they are named. Those elsewhere are passed over.
         lock_timeout_s: How long `prune` waits for another that prunes, in seconds.
 
     Raises:
         SnapshotError: If the project is in no repository and *archive* is None, or something
-            else; or it is in one that git cannot work with, or that is bare.
+            else; or it is in one that git cannot work with, or that is bare; or the project
+            itself is to be left out.
     """
 
     def __init__(
@@ -54,14 +57,15 @@ class GitManager:
         *,
         choice: Choice | None = None,
         archive: Path | None = None,
+        leave_out: Iterable[Path] = (),
         lock_timeout_s: float = 60.0,
     ) -> None:
         root = Path(project_root).absolute()
-        self._choice = choice or Choice()
         self._repository = find(root) or _archive(root, archive)
         prefix = root.resolve().relative_to(self._repository.top.resolve())
         self._prefix = prefix.as_posix() if prefix.parts else ""
-        self._choice = self._anchored(self._choice)
+        left_out = [pattern for path in leave_out for pattern in self._patterns(path)]
+        self._choice = self._anchored(choice or Choice(), left_out)
         lock = self._repository.common_dir / _LOCK_NAME
         self._lock = GitOperationLock(lock, timeout=lock_timeout_s)
 
@@ -224,20 +228,32 @@ class GitManager:
         )
         return said.decode("ascii").strip()
 
-    def _anchored(self, choice: Choice) -> Choice:
+    def _patterns(self, folder: Path) -> list[str]:
+        """Return the patterns of a folder that is left out: itself, and a link that is it."""
+        top = self._repository.top.resolve()
+        real = folder.resolve()
+        if real.is_relative_to(top) and (top / self._prefix).is_relative_to(real):
+            reason = (
+                "the project lies in the folder of its experiments, which is not frozen: name "
+                "another experiments_folder, as `experiments` in the project"
+            )
+            raise SnapshotError(folder, reason)
+        named = folder.parent.resolve() / folder.name
+        inside = [path.relative_to(top) for path in (real, named) if top in path.parents]
+        return [f"/{_literal(path.as_posix())}" for path in dict.fromkeys(inside)]
+
+    def _anchored(self, choice: Choice, left_out: Sequence[str]) -> Choice:
         """Return *choice* with patterns of the project's folder as git's, of the root."""
         patterns = list(choice.exclude)
         if self._prefix:
             prefix = "/" + _literal(self._prefix)
             patterns = [prefix + p if p.startswith("/") else p for p in patterns]
+        patterns += left_out
         if self._repository.is_archive:
-            patterns += _ARCHIVE_EXCLUDE
-            store, top = self._repository.git_dir, self._repository.top
-            if store.is_relative_to(top):
-                patterns.append(f"/{_literal(store.relative_to(top).as_posix())}/")
+            patterns += [*_ARCHIVE_EXCLUDE, *self._patterns(self._repository.git_dir)]
         return Choice(
             include_untracked=choice.include_untracked or self._repository.is_archive,
-            exclude=tuple(patterns),
+            exclude=tuple(dict.fromkeys(patterns)),
             max_untracked_bytes=choice.max_untracked_bytes,
         )
 

@@ -82,7 +82,10 @@ def write(
                 _replace(path, text, mode=0o444)  # one file with many names
                 first = path
         except OSError as error:
-            reason = f"what runs cannot be recorded there: {error.strerror or error}"
+            reason = (
+                f"what runs cannot be recorded there: {error.strerror or error}; make room, "
+                f"or see to its rights"
+            )
             raise SnapshotError(folder, reason) from error
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from mtf_slurm.git import checkout
+from mtf_slurm.git._plumbing import git_in
 
 __all__ = ["CHECKOUT_SCRIPT", "Snapshot"]
 
@@ -46,6 +48,14 @@ class Snapshot:
         """Return what ``checkout.py make`` and ``prove`` need beside ``--folder``."""
         return ("--repository", str(self.repository), "--commit", self.commit)
 
+    def has(self, path: str) -> bool:
+        """Return whether there is something at *path*, from the root, links not followed.
+
+        Raises:
+            SnapshotError: If git cannot read it.
+        """
+        return _has(self.repository, self.tree, path)
+
     def to_plain(self) -> dict[str, Any]:
         """Return all but the branches, as JSON has it."""
         return {
@@ -57,3 +67,9 @@ class Snapshot:
             "base": self.base,
             "dirty": list(self.dirty),
         }
+
+
+@lru_cache(maxsize=1024)
+def _has(repository: Path, tree: str, path: str) -> bool:
+    environ = checkout.git_environ(GIT_DIR=str(repository))
+    return git_in(repository, "ls-tree", tree, "--", path, environ=environ) != b""
