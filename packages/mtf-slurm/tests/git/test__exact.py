@@ -86,6 +86,27 @@ def test_what_a_filter_would_not_make_is_refused(
         compared(repo, tmp_path, *names)
 
 
+@pytest.mark.parametrize("smudge", ["cat", ""])
+def test_a_filter_that_only_cleans_is_taken_at_its_word(
+    repo: Any, tmp_path: Path, smudge: str
+) -> None:
+    """What it strips is not in the frozen code; a pointer in place of data is refused."""
+    repo.git("config", "filter.strip.clean", "grep -v output")
+    repo.git("config", "filter.strip.smudge", smudge)
+    pointer = "printf 'version https://git-lfs.github.com/spec/v1\\n'"
+    repo.git("config", "filter.point.clean", f"cat >/dev/null; {pointer}")
+    repo.git("config", "filter.point.smudge", smudge)
+    repo.write(".gitattributes", "*.x filter=strip\n*.bin filter=point\n")
+    repo.write("a.x", "code\noutput\n")
+    repo.git("add", "--all")
+    tree, new = compared(repo, tmp_path, "a.x")
+    assert repo.show(new or tree, "a.x") == "code"
+    repo.write("b.bin", "data")
+    repo.git("add", "--all")
+    with pytest.raises(SnapshotError, match=r"of 'b\.bin' is not what lies there"):
+        compared(repo, tmp_path, "a.x", "b.bin")
+
+
 def test_encodings_that_keep_the_size(repo: Any, tmp_path: Path) -> None:
     """What lies there is stored, also where git made as many other bytes of it."""
     data = "\u00e9\u00e9".encode("utf-16-le")

@@ -3,7 +3,8 @@
 Every file is in the tree, or is named in an error. Where git made other bytes of a file, for
 a rule of line ends, encodings or keywords, it is stored as it lies there, and so is its
 executable bit where ``core.fileMode`` is false. Only what attributes give to a filter stays
-as that made it; and the filter must make of that what lies on disk, or the file is an error.
+as that made it; and the filter must make of that what lies on disk, or the file is an error. A filter that
+only cleans, on the way into git, is taken at its word, unless it leaves a pointer.
 Other bytes are told by their number, which rules of line ends and keywords change; encodings
 may not, so what they were made of is always stored.
 
@@ -23,7 +24,7 @@ import os
 import shlex
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from mtf_slurm.git.checkout import (
     by_attributes,
     check_filters,
     filters_required,
+    only_cleaned,
 )
 
 __all__ = ["Look", "exact", "shown", "write"]
@@ -43,6 +45,7 @@ _REGULAR, _EXECUTABLE, _LINK = b"100644", b"100755", b"120000"
 _NUM_SHOWN = 5
 _NUM_HASHED = 200  # files a call: they are arguments
 _MADE_BYTES = 1 << 28  # by filters, at once
+_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 # When a file changed (ns), its inode, mode and size. Plain: there are as many as files.
@@ -104,10 +107,11 @@ def exact(
     filtered, encoded = by_attributes(git, stored, "filter", "working-tree-encoding")
     try:
         check_filters(git, filtered)
+        cleaned = only_cleaned(git, filtered)
     except CheckoutError as error:
         raise SnapshotError(repository.top, str(error)) from error
     there = {path for path in stored if _is_file(looks.get(path))}
-    _check_made(repository, index, sorted(filtered.keys() & there), looks)
+    _check_made(repository, index, sorted(filtered.keys() & there), looks, cleaned)
     for path in encoded.keys() & there:
         _, _, oid, _ = stored[path].split()
         differ[path] = differ.get(path, (stored[path][:6],))[0], oid, True
@@ -204,8 +208,12 @@ def _check_made(
     index: Path,
     paths: Sequence[bytes],
     looks: Mapping[bytes, Look | None],
+    cleaned: Collection[bytes],
 ) -> None:
-    """Refuse files that their filters would not make as they lie on disk."""
+    """Refuse files that their filters would not make as they lie on disk.
+
+    Of *cleaned* ones, pointers alone.
+    """
     if not paths:
         return
     git = partial(repository.git, index=index)
@@ -221,7 +229,12 @@ def _check_made(
             except SnapshotError as error:
                 reason = f"{error.reason}; {_made_fix(shown(some))}"
                 raise SnapshotError(repository.top, reason) from error
-            other += (p for p in some if not _is_same(Path(folder), repository.top, p))
+            other += (
+                path
+                for path in some
+                if not _is_same(Path(folder), repository.top, path)
+                and (path not in cleaned or _is_pointer(Path(folder), path))
+            )
     if other:
         reason = (
             f"what their filters would make of {shown(other)} is not what lies there, so a "
@@ -259,6 +272,14 @@ def _is_same(made: Path, top: Path, path: bytes) -> bool:
         return filecmp.cmp(made / name, top / name, shallow=False)
     except OSError:
         return False  # not made, or gone
+
+
+def _is_pointer(made: Path, path: bytes) -> bool:
+    try:
+        with (made / os.fsdecode(path)).open("rb") as file:
+            return file.read(len(_POINTER)) == _POINTER
+    except OSError:
+        return True  # not made
 
 
 def _fetch(repository: Repository, tree: str) -> None:

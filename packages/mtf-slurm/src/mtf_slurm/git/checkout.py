@@ -47,6 +47,7 @@ __all__ = [
     "git_environ",
     "main",
     "make",
+    "only_cleaned",
     "prove",
     "remove",
     "run_git",
@@ -232,6 +233,26 @@ def check_filters(git: Callable[..., bytes], filters: Mapping[bytes, bytes]) -> 
                 f"filter.{driver}.smudge cat` in the repository"
             )
             raise CheckoutError(msg)
+
+
+def only_cleaned(git: Callable[..., bytes], filters: Mapping[bytes, bytes]) -> set[bytes]:
+    """Return the files that filters change on their way into git, and not out of it.
+
+    Args:
+        git: Runs git, given its arguments.
+        filters: By path.
+
+    Raises:
+        CheckoutError: If git fails.
+    """
+    config = _config(git)
+    makers = {
+        name
+        for name in filters.values()
+        for of in (b"smudge", b"process")
+        if config.get(b"filter.%s.%s" % (name, of), b"") not in {b"", b"cat"}
+    }
+    return {path for path, name in filters.items() if name not in makers}
 
 
 def filters_required(git: Callable[..., bytes]) -> list[str]:
