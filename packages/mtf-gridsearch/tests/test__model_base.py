@@ -1053,6 +1053,16 @@ def test_what_a_parameter_changes_elsewhere_is_told() -> None:
     ]
 
 
+def test_lists_of_other_lengths_are_values_as_any() -> None:
+    """Alone, with others, and where a note is asked for."""
+    made = base_of(Bounded(layers=[1], warmup=10))
+    for parameters in ({"layers": [1, 2, 3]}, {"layers": [], "epochs": 5}):
+        config = made.applied(parameters, "e")
+        assert config.layers == parameters["layers"]
+        noted = [key for key, _, _ in made.made_again(config, parameters)]
+        assert noted == ["warmup"] * ("epochs" in parameters)
+
+
 def test_a_parameter_that_others_override_is_refused() -> None:
     """Though it is not what the base has, either."""
     made = base_of(Bounded())
@@ -1128,3 +1138,51 @@ def test_members_of_a_union_are_told_apart_by_their_keys() -> None:
     assert config.member == Short(x_a=5, p=1)
     config = made.applied({"member": {"x_a": 5, "q": 1}}, "e")
     assert config.member == Long(XA=5, q=1)
+
+
+class One(BaseModel):
+    kind: Literal["one"] = "one"
+
+
+class Two(BaseModel):
+    kind: Literal["two"] = "two"
+    size: int = 1
+
+
+class Whole(BaseModel):
+    x: int
+    scale: int = 1
+
+
+class Half(BaseModel):
+    x: float
+    scale: int = 2
+
+
+def test_a_member_of_a_union_that_becomes_another_is_told() -> None:
+    """Where no tag says which it is, a value may; then what was not set is another, too."""
+
+    class Both(BaseModel):
+        experiment_name: str = "b"
+        member: Whole | Half = Half(x=1.5)
+
+    made = base_of(Both())
+    config = made.applied({"member.x": 2}, "e")
+    assert config.member == Whole(x=2, scale=1)
+    assert list(made.made_again(config, {"member.x": 2})) == [
+        ("member", "a Half", "a Whole")
+    ]
+    config = made.applied({"member.x": 2.5}, "e")
+    assert list(made.made_again(config, {"member.x": 2.5})) == []
+
+    class Tagged(BaseModel):
+        experiment_name: str = "b"
+        member: One | Two = One()
+
+    parameters = {"member.kind": "two", "member.size": 3}
+    tagged = base_of(Tagged())
+    config = tagged.applied(parameters, "e")
+    assert (config.member, list(tagged.made_again(config, parameters))) == (
+        Two(size=3),
+        [],
+    )

@@ -28,6 +28,7 @@ from mtf_gridsearch._effect import (
 from mtf_gridsearch._form import Form, Forms, values_of
 from mtf_gridsearch._model_class import class_name
 from mtf_gridsearch._plain import plain, shown
+from mtf_gridsearch._schema import fields, tag_values
 from mtf_gridsearch._setting import Setter, Way
 from mtf_gridsearch._written import (
     differences,
@@ -143,6 +144,14 @@ class ModelBase(Base):
             made = at(config, key)
             if _is_number(value) and _is_number(made) and value != made:
                 yield key, shown(value), shown(made)
+        for above in dict.fromkeys(key.rpartition(".")[0] for key in parameters):
+            if not above:
+                continue
+            old, new = (type(at(each, above)) for each in (self._config, config))
+            inside = [k[len(above) + 1 :] for k in parameters if _is_below(k, [above])]
+            is_chosen = any(tag_values(fields(old).get(name)) for name in inside)
+            if fields(old) and fields(new) and old is not new and not is_chosen:
+                yield above, f"a {old.__name__}", f"a {new.__name__}"
 
     def _fallen_back(
         self, result: BaseModel, value: dict[str, Any], key: str
@@ -194,6 +203,8 @@ class ModelBase(Base):
 
         try:
             return self._read(make)
+        except UnfitError:  # of a place that is no section
+            raise
         except Exception as error:  # noqa: BLE001 - a validator of the user's may raise any
             if form.text != form.kept:
                 with suppress(UnfitError):

@@ -19,7 +19,6 @@ __all__ = [
     "differences",
     "differing",
     "dumped",
-    "is_plainly",
     "read_back",
     "same",
     "written",
@@ -111,6 +110,9 @@ def differences(one: Any, other: Any, path: _Path = ()) -> Iterator[_Path]:
     """Yield where two plain values differ, ``1`` and ``true`` being two.
 
     Lists of other lengths do so as a whole; a key that one lacks is a difference.
+
+    >>> list(differences({"a": 1, "b": [1]}, {"a": True, "b": [1, 2]}))
+    [('a',), ('b',)]
     """
     if isinstance(one, dict) and isinstance(other, dict):
         for key in dict.fromkeys([*one, *other]):
@@ -119,23 +121,10 @@ def differences(one: Any, other: Any, path: _Path = ()) -> Iterator[_Path]:
     elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
         for number, (before, after) in enumerate(zip(one, other, strict=True)):
             yield from differences(before, after, (*path, str(number)))
-    elif not is_plainly(one, other):
+    elif type(one) is not type(other) or (
+        one != other and (one == one or other == other)  # noqa: PLR0124 -- a nan is not
+    ):
         yield path
-
-
-def is_plainly(one: Any, other: Any) -> bool:
-    """Tell whether two plain values are the same, and of one type.
-
-    >>> is_plainly(1, True), is_plainly(float("nan"), float("nan"))
-    (False, True)
-    """
-    if one is other:
-        return True
-    if type(one) is not type(other):
-        return False
-    if isinstance(one, dict | list):
-        return next(differences(one, other), None) is None
-    return bool(one == other) or (one != one and other != other)  # noqa: PLR0124 -- a nan
 
 
 def same(one: Any, other: Any) -> bool:
