@@ -3,8 +3,8 @@
 Every file is in the tree, or is named in an error. Where git made other bytes of a file, for
 a rule of line ends, encodings or keywords, it is stored as it lies there, and so is its
 executable bit where ``core.fileMode`` is false. Only what attributes give to a filter stays
-as that made it; and the filter must make of that what lies on disk, or the file is an error. A filter that
-only cleans, on the way into git, is taken at its word, unless it leaves a pointer.
+as that made it; and the filter must make of that what lies on disk, or the file is an error. A
+filter that only cleans, on the way into git, is taken at its word, unless it leaves a pointer.
 Other bytes are told by their number, which rules of line ends and keywords change; encodings
 may not, so what they were made of is always stored.
 
