@@ -15,7 +15,20 @@ from mtf_gridsearch._plain import shown
 from mtf_gridsearch._schema import default_of, fields
 from mtf_gridsearch._written import same, written_keys
 
-__all__ = ["at", "fallen_back", "get", "is_taken", "unread", "without_effect"]
+__all__ = [
+    "Path",
+    "at",
+    "fallen_back",
+    "get",
+    "is_taken",
+    "lost",
+    "unlike",
+    "unread",
+    "without_effect",
+]
+
+Path = tuple[str, ...]
+"""Names of fields, keys of mappings as they are written, numbers in lists."""
 
 
 def fallen_back(old: Any, new: Any, value: Any, key: str) -> Iterator[Fault]:
@@ -41,7 +54,11 @@ def fallen_back(old: Any, new: Any, value: Any, key: str) -> Iterator[Fault]:
 
 def _names(value: Any) -> Collection[str]:
     """Return the names of fields and further keys; a mapping is set as a whole."""
-    return [*fields(type(value)), *(getattr(value, "model_extra", None) or {})]
+    return [*fields(type(value)), *_further(value)]
+
+
+def _further(value: Any) -> dict[str, Any]:
+    return getattr(value, "model_extra", None) or {}
 
 
 def without_effect(base: Any, config: Any, value: Any, key: str) -> Iterator[Fault]:
@@ -116,24 +133,73 @@ def _lost_inside(section: Any, value: Any, part: str, key: str) -> Iterator[Faul
                 )
 
 
+def lost(one: BaseModel, other: BaseModel) -> list[Path]:
+    """Return where *other* does not have what *one* has.
+
+    Not where the type of a field reads the one as the other, as `Path` does a default that
+    is text: models do not check their defaults.
+    """
+    return [path for path in unlike(one, other) if not _is_only_read(one, other, path)]
+
+
+def unlike(one: Any, other: Any, path: Path = ()) -> Iterator[Path]:
+    """Yield where two values differ, as far down as both have the same parts."""
+    if same(one, other):
+        return
+    found: list[Path] = []
+    if type(one) is type(other):
+        parts, others = _parts(one), _parts(other)
+        further = _further(one).keys() ^ _further(other).keys()
+        found += [(*path, name) for name in sorted(further)]
+        for name in parts if parts.keys() == others.keys() else ():
+            found += unlike(parts[name], others[name], (*path, name))
+    yield from found or [path]
+
+
+def _parts(value: Any) -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        return dict(zip(written_keys(value), value.values(), strict=True))
+    if isinstance(value, list | tuple):
+        return {str(number): item for number, item in enumerate(value)}
+    known = fields(type(value))
+    return _further(value) | {name: getattr(value, name, None) for name in known}
+
+
+def _is_only_read(one: Any, other: Any, path: Path) -> bool:
+    """Tell whether a field on the way to *path* reads what *one* has as what *other* has."""
+    for part in path:
+        if _further(one).keys() != _further(other).keys():
+            return False
+        with suppress(Exception):  # what is no field, or refuses it
+            if same(_read_of(other, part, get(one, part)), get(other, part)):
+                return True
+        one, other = get(one, part), get(other, part)
+    return False
+
+
 def _is_read_of(section: Any, part: str, value: Any) -> bool:
     """Tell whether the type of a field reads *value* as what is there.
 
     So it does where only the class knows what it makes of it, and of the field's default,
     such as None, by which it is asked for one.
     """
-    kind: Any
-    config: ConfigDict | None = None
     try:
-        if isinstance(section, BaseModel):
-            field = type(section).model_fields[part]
-            kind, config = field.rebuild_annotation(), type(section).model_config
-        else:
-            kind = typing.get_type_hints(type(section), include_extras=True)[part]
-        read = _adapter(kind, config).validate_python(value, by_alias=True, by_name=True)
+        read = _read_of(section, part, value)
     except Exception:  # noqa: BLE001 - a type of the user's may raise any
         return True
     return same(read, get(section, part)) or same(default_of(type(section), part), value)
+
+
+def _read_of(section: Any, part: str, value: Any) -> Any:
+    """Return what the type of a field makes of *value*, without validators of the class."""
+    config: ConfigDict | None = None
+    if isinstance(section, BaseModel):
+        field = type(section).model_fields[part]
+        kind, config = field.rebuild_annotation(), type(section).model_config
+    else:
+        kind = typing.get_type_hints(type(section), include_extras=True)[part]
+    adapter = _adapter(kind, config)
+    return adapter.validate_python(value, by_alias=True, by_name=True)
 
 
 def _adapter(kind: Any, config: ConfigDict | None) -> TypeAdapter[Any]:

@@ -15,19 +15,16 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, RootModel, TypeAdapter
 
 from mtf_gridsearch._base import NAME
+from mtf_gridsearch._effect import Path, unlike
 from mtf_gridsearch._schema import default_of, read_key, tag_values
 from mtf_gridsearch._written import (
     differences,
-    differing,
     same,
     written,
     written_keys,
 )
 
-__all__ = ["Form", "Forms", "Path", "values_of"]
-
-Path = tuple[str, ...]
-"""Names of fields, keys of mappings as they are written, numbers in lists."""
+__all__ = ["Form", "Forms", "values_of"]
 
 _Read = Callable[[str], BaseModel]
 _ANY: TypeAdapter[Any] = TypeAdapter(Any)
@@ -139,7 +136,7 @@ class Forms:
         try:
             made = self._read(self._text(out, inner))
             # Equal values may be written in two ways, and then both count.
-            found = list(_differing(self._config, made, ()))
+            found = list(unlike(self._config, made))
             return found or list(differences(self._values, values_of(made)))
         except Exception:  # noqa: BLE001 - a validator of the user's may raise any
             return [()]
@@ -284,16 +281,3 @@ def _set_names(value: Any, held: Collection[str]) -> Collection[str]:
     if dataclasses.is_dataclass(value):
         return {field.name for field in dataclasses.fields(value) if field.init}
     return held
-
-
-def _differing(one: Any, other: Any, path: Path) -> Iterator[Path]:
-    """Yield where two models differ, as far down as they are models of one class."""
-    is_model = isinstance(one, BaseModel) and not isinstance(one, RootModel)
-    if not is_model or type(one) is not type(other):
-        if not same(one, other):
-            yield path
-        return
-    for name in differing(one, other):
-        before, after = getattr(one, name, None), getattr(other, name, None)
-        found = list(_differing(before, after, (*path, name)))
-        yield from found or [(*path, name)]

@@ -22,6 +22,7 @@ from mtf_gridsearch._effect import (
     at,
     fallen_back,
     is_taken,
+    lost,
     unread,
     without_effect,
 )
@@ -44,7 +45,9 @@ __all__ = ["ModelBase", "base_of"]
 
 _PLACE = "base config"
 _LEAVE_OUT = (
-    "leave out secrets, excluded fields, custom serializers and aliases that are not read"
+    "leave out secrets, excluded fields, custom serializers, aliases that are not read, "
+    "defaults that their fields refuse, and validators that ask which fields were set or "
+    "need a context"
 )
 
 
@@ -123,10 +126,9 @@ class ModelBase(Base):
                 faults += self._fallen_back(result, value, key)
         faults += () if faults else self._ignored(result, parameters, name)
         faults += () if faults else self._frozen(form, parameters, name)
-        faults += () if faults else self._lost(result, parameters)
         if faults:
             raise UnfitError(faults)
-        return result
+        return self._come_back(result, parameters)
 
     def made_again(
         self, config: Any, parameters: Mapping[str, Any]
@@ -163,7 +165,7 @@ class ModelBase(Base):
         return [fault for fault in faults if tuple(fault[0].split(".")) not in made]
 
     def _read(self, make: Callable[[], dict[str, Any]]) -> BaseModel:
-        return read_back(self._kind, make, json_first=self._is_strict, any_key=True)
+        return read_back(self._kind, make, json_first=self._is_strict)
 
     def _form(self, parameters: Mapping[str, Any]) -> Form:
         """Return the base as *parameters* need it.
@@ -251,23 +253,31 @@ class ModelBase(Base):
                 )
                 yield key, reason
 
-    def _lost(self, result: BaseModel, parameters: Mapping[str, Any]) -> Iterator[Fault]:
-        """Yield what does not come back from what is written of *result*."""
+    def _come_back(self, result: BaseModel, parameters: Mapping[str, Any]) -> BaseModel:
+        """Return *result*, or, where a default is of another type than its field, what is read.
+
+        Raises:
+            UnfitError: If what is written of it is not read, or as something else.
+        """
         try:
             values = partial(dumped, result, by_alias=self.by_alias)
             back = read_back(self._kind, values, json_first=self._is_strict)
         except Exception as error:  # noqa: BLE001 - whatever a model of the user's raises
-            reason = (
-                f"its config.yaml could not be read ({type(error).__name__}: {error})"
-            )
-            yield "", f"{reason}: {_LEAVE_OUT}"
-            return
-        lost = differing(result, back)
-        keys = [k for k in parameters if not same(at(result, k), at(back, k))]
-        for key in (keys or lost) if lost else ():
-            old, new = at(result, key), at(back, key)
-            reason = f"{shown(old)} would be read as {shown(new)} from its config.yaml"
-            yield key, f"{reason}: {_LEAVE_OUT}"
+            reason = f"its config.yaml could not be read ({_told(error)}): {_LEAVE_OUT}"
+            raise UnfitError([("", reason)]) from None
+        places = [".".join(path) for path in lost(result, back)]
+        keys = [
+            key
+            for key in parameters
+            if any(_is_below(key, [p]) or _is_below(p, [key]) for p in places)
+        ]
+        faults = [
+            (key, f"{_other(result, back, key)} from its config.yaml: {_LEAVE_OUT}")
+            for key in keys or places
+        ]
+        if faults:
+            raise UnfitError(faults)
+        return back if differing(result, back) else result
 
 
 def _is_number(value: Any) -> bool:
@@ -288,29 +298,30 @@ def _written_form(config: BaseModel) -> tuple[bool, BaseModel]:
     Raises:
         GridError: If it does not in either form.
     """
-    lost = ""
+    wrong = ""
     forms: list[tuple[int, bool, BaseModel]] = []
     for by_alias in (True, False):
         try:
             values = written(config, by_alias=by_alias)
         except Exception as error:  # noqa: BLE001 - whatever a model of the user's raises
-            lost = lost or f"{type(error).__name__}: {error}"
+            wrong = wrong or _told(error)
             continue
         plain(values, _PLACE)
         try:
             back = read_back(type(config), partial(copy.deepcopy, values))
         except Exception as error:  # noqa: BLE001 - whatever a model of the user's raises
-            lost = lost or f"{type(error).__name__}: {error}"
+            wrong = wrong or _told(error)
             continue
-        if names := differing(config, back):
-            lost = f"{names[0]} does not come back"
+        if paths := lost(config, back):
+            place = ".".join(paths[0])
+            wrong = f"{place}: {_other(config, back, place)}"
         else:
             forms.append((_num_unset(back), by_alias, back))
     if forms:
         _, by_alias, back = min(forms, key=lambda form: form[0])
         return by_alias, back
     reason = (
-        f"what would be written of it does not read back equal ({lost}), so experiments "
+        f"what would be written of it does not read back equal ({wrong}), so experiments "
         f"would get other values: {_LEAVE_OUT}"
     )
     raise GridError(_PLACE, reason)
@@ -328,6 +339,18 @@ def _num_unset(value: Any) -> int:
     if isinstance(value, list | tuple | set | frozenset):
         return sum(map(_num_unset, value))
     return 0
+
+
+def _other(one: BaseModel, other: BaseModel, key: str) -> str:
+    old, new = shown(at(one, key)), shown(at(other, key))
+    return f"{old} would be read as " + (new if new != old else "another")
+
+
+def _told(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return f"{type(error).__name__}: {error}"
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}, found {shown(first['input'])}"
 
 
 def _fault(error: Any, ways: Mapping[str, Way]) -> Fault:

@@ -37,7 +37,9 @@ def written(config: BaseModel, *, by_alias: bool, mode: str = "json") -> dict[st
 
 def dumped(config: BaseModel, *, by_alias: bool, mode: str = "json") -> dict[str, Any]:
     """Return the same, but that the order of what was a set is any."""
-    return config.model_dump(mode=mode, by_alias=by_alias, round_trip=True)
+    return config.model_dump(
+        mode=mode, by_alias=by_alias, round_trip=True, warnings=False
+    )
 
 
 def read_back(
@@ -45,7 +47,6 @@ def read_back(
     make: Callable[[], Mapping[str, Any]],
     *,
     json_first: bool = False,
-    any_key: bool = False,
 ) -> BaseModel:
     """Return what *kind* makes of the values that *make* gives, as Python or else as JSON.
 
@@ -56,22 +57,20 @@ def read_back(
         kind: The class.
         make: Gives plain values.
         json_first: Whether it is such a model.
-        any_key: Whether fields are read by their names and by their aliases.
 
     Raises:
         ValueError: If it refuses them; a validator of the user's may raise any other.
     """
-    by = any_key or None  # None: as the class says
     if json_first:
         with suppress(Exception):
             text = json.dumps(make())
-            return kind.model_validate_json(text, by_alias=by, by_name=by)
+            return kind.model_validate_json(text)
     try:
-        return kind.model_validate(make(), by_alias=by, by_name=by)
+        return kind.model_validate(make())
     except Exception as error:  # noqa: BLE001 - a validator of the user's may raise any
         try:
             text = json.dumps(make())
-            return kind.model_validate_json(text, by_alias=by, by_name=by)
+            return kind.model_validate_json(text)
         except Exception as other:  # noqa: BLE001 - as above
             first, second = (getattr(e, "error_count", int)() for e in (error, other))
             is_clearer = second and (second <= first or not first)
