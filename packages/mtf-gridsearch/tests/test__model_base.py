@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 from pydantic import (
+    AfterValidator,
     AliasPath,
     BaseModel,
     BeforeValidator,
@@ -480,7 +481,9 @@ class Undeclared(BaseModel):
 
 def test_a_default_that_its_field_refuses_is_named() -> None:
     """As None is by a field that is declared as a number."""
-    wrong = r"\(seed: Input should be a valid integer, found None\)"
+    wrong = (
+        r"seed: Input should be a valid integer, found None: give it as its field reads"
+    )
     with pytest.raises(GridError, match=wrong):
         base_of(Undeclared())
 
@@ -499,6 +502,91 @@ def test_a_further_key_is_no_field() -> None:
     config = made.applied({"sizes": [3]}, "e")
     assert config == Shadowing(Sizes=[3])
     assert made.plain_of(config) == {"Sizes": [3]}
+
+
+class Worse(BaseModel):
+    """Its values are other than its fields would read of them."""
+
+    model_config = ConfigDict(str_strip_whitespace=True)
+
+    lr: float = 0.1
+    text: str = " a "
+    bucket: Path = "s3://bucket/x"  # type: ignore[assignment]
+    here: Path = "./x"  # type: ignore[assignment]
+    sub: Inner = {"dept": 5}  # type: ignore[assignment]
+    whole: Annotated[int, AfterValidator(lambda value: value // 8 * 8)] = 100
+    number: float = "0.1"  # type: ignore[assignment]
+    anything: Any = Path("x")
+
+
+@pytest.mark.parametrize(
+    "name", ["text", "bucket", "here", "sub", "whole", "number", "anything"]
+)
+def test_a_default_that_would_be_another_value_is_refused(name: str) -> None:
+    """A type that is read is no reason to lose a value."""
+    better = {
+        "text": "a",
+        "bucket": Path("x"),
+        "here": Path("x"),
+        "sub": Inner(),
+        "whole": 96,
+        "number": 0.1,
+        "anything": "x",
+    }
+    base = Worse.model_construct(**{**better, name: Worse.model_fields[name].default})
+    with pytest.raises(GridError, match=f"{name}: .* would be read as"):
+        base_of(base)
+    assert base_of(Worse.model_construct(**better)).applied({"lr": 0.5}, "e")
+
+
+class Following(BaseModel):
+    """What it makes of other values is of other types than its fields."""
+
+    width: int = 8
+    out: str = "o"
+    sizes: tuple[int, ...] = ()
+    logs: Path = Field(default_factory=lambda data: f"{data['out']}/logs")
+
+    @model_validator(mode="after")
+    def _make(self) -> "Following":
+        self.sizes = self.sizes or [self.width] * 2  # type: ignore[assignment]
+        return self
+
+
+class FollowingBelow(BaseModel):
+    lr: float = 0.1
+    sub: Following = Following()
+
+
+@pytest.mark.parametrize("prefix", ["", "sub."])
+def test_what_follows_is_made_again_whatever_its_type(prefix: str) -> None:
+    """Text for a path, or a list for a tuple, is not kept as if a user had set it."""
+    base = FollowingBelow() if prefix else Following()
+    made = base_of(base)
+    config: Any = made.applied({f"{prefix}width": 16, f"{prefix}out": "z"}, "e")
+    assert config == type(base).model_validate(made.plain_of(config))
+    below = config.sub if prefix else config
+    assert (below.sizes, below.logs) == ((16, 16), Path("z/logs"))
+
+
+def test_a_section_with_loose_defaults_is_set_as_a_whole() -> None:
+    """What it leaves out is what it was, of the type of its field or of its default."""
+    config: Any = base_of(LooseBelow()).applied({"one": {"lr": 0.5}}, "e")
+    assert (config.one.lr, config.one.data) == (0.5, Path("data"))
+
+
+def test_a_tuple_of_loose_models_may_be_given_as_a_list() -> None:
+    """As its items, it is what the field reads of it."""
+
+    class Base(BaseModel):
+        lr: float = 0.1
+        many: tuple[Loose, ...] = [Loose()]  # type: ignore[assignment]
+        names: set[str] = ["b", "a"]  # type: ignore[assignment]
+
+    config: Any = base_of(Base()).applied({"lr": 0.5}, "e")
+    assert type(config.many) is tuple
+    assert config.many[0].data == Path("data")
+    assert config.names == {"a", "b"}
 
 
 class ReadByAlias(BaseModel):

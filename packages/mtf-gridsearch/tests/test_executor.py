@@ -100,6 +100,10 @@ class Acting(SilentView):
         self.on_note(text)
 
 
+class Queue(LocalLauncher):
+    """Stands for a launcher whose jobs go on without the executor."""
+
+
 class _KilledError(Exception):
     """Stands for a kill."""
 
@@ -114,7 +118,7 @@ class Place:
         self.script.write_text(SCRIPT, "utf-8")
 
     def executor(self, **options: Any) -> GridSearchExecutor:
-        launcher = LocalLauncher(self.script, max_running=2, grace_s=5)
+        launcher = Queue(self.script, max_running=2, grace_s=5)
         known: dict[str, Any] = {"folder": self.folder, "view": SilentView(), **options}
         return GridSearchExecutor(known.pop("launcher", launcher), **known)
 
@@ -513,6 +517,25 @@ def test_an_interrupt_cancels_what_runs_here(place: Place) -> None:
         "Stopping what runs",
         "Stopped. To go on, run the same command again.",
     ]
+
+
+def test_metrics_that_cannot_be_read_are_counted(place: Place) -> None:
+    """What can be read counts, and the result says that it is not all."""
+    lines = '{"step": 1, "loss": 5}\n{"step": 2, "lo\nwhat\n'
+    place.script.write_text(f"open('metrics.jsonl', 'w').write({lines!r})\n", "utf-8")
+    result = place.run(1)
+    [record] = result.records.values()
+    assert (record.status, record.metrics["loss"].last) == (Status.SUCCEEDED, 5.0)
+    assert record.reason == "lines of metrics.jsonl that cannot be read: 2"
+
+
+@pytest.mark.parametrize("mode", ["slurm", "kubernetes"])
+def test_a_mode_is_not_another(mode: str, place: Place) -> None:
+    """What is to run elsewhere does not run on this machine."""
+    launcher = LocalLauncher(place.script)
+    with pytest.raises(LauncherError, match=f"{mode} needs a launcher for it"):
+        place.run(1, 2, launcher=launcher, mode=mode)
+    assert not place.runs()
 
 
 def test_an_interrupt_leaves_a_queue_its_jobs(place: Place) -> None:

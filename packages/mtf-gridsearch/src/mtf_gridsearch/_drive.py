@@ -213,10 +213,13 @@ class Drive:
         status = Status(running.state)
         is_stopped = self._journal.is_stopping(name) and status is not Status.SUCCEEDED
         running.reader.read()
+        told = [record.reason if is_stopped else reason]
+        if number := running.reader.num_damaged:
+            told.append(f"lines of {METRICS_NAME} that cannot be read: {number}")
         return replace(
             record,
             status=Status.STOPPED if is_stopped else status,
-            reason=record.reason if is_stopped else reason,
+            reason="; ".join(filter(None, told)),
             metrics=summarise(running.reader.curves),
             usage=usage,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import typing
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
@@ -20,12 +21,15 @@ __all__ = [
     "at",
     "fallen_back",
     "get",
+    "has_same",
     "is_taken",
     "lost",
     "unlike",
     "unread",
     "without_effect",
 ]
+
+_ANY: TypeAdapter[Any] = TypeAdapter(Any)
 
 Path = tuple[str, ...]
 """Names of fields, keys of mappings as they are written, numbers in lists."""
@@ -47,7 +51,7 @@ def fallen_back(old: Any, new: Any, value: Any, key: str) -> Iterator[Fault]:
         before, after, place = get(old, name), get(new, name), f"{key}.{name}"
         if name in value:
             yield from fallen_back(before, after, value[name], place)
-        elif not same(before, after):
+        elif not has_same(new, old, name):
             fate = f"become {shown(after)}" if name in _names(new) else "be gone"
             yield left_out(place, shown(before), fate)
 
@@ -133,13 +137,21 @@ def _lost_inside(section: Any, value: Any, part: str, key: str) -> Iterator[Faul
                 )
 
 
-def lost(one: BaseModel, other: BaseModel) -> list[Path]:
-    """Return where *other* does not have what *one* has.
+def lost(one: Any, other: Any) -> list[Path]:
+    """Return where the model *other* does not have what *one* has.
 
-    Not where the type of a field reads the one as the other, as `Path` does a default that
-    is text: models do not check their defaults.
+    Not where *one* has a default of another type than its field, such as text for a `Path`,
+    which the field reads as what *other* has, and which is written as that: models do not
+    check their defaults.
     """
-    return [path for path in unlike(one, other) if not _is_only_read(one, other, path)]
+    loose = _Loose(one, other)
+    return [path for path in unlike(one, other) if not loose.is_read(path)]
+
+
+def has_same(one: Any, other: Any, part: str) -> bool:
+    """Tell whether two sections have the same at *part*, but for a loose default of *one*."""
+    loose = _Loose(one, other)
+    return all(map(loose.is_read, unlike(get(one, part), get(other, part), (part,))))
 
 
 def unlike(one: Any, other: Any, path: Path = ()) -> Iterator[Path]:
@@ -147,7 +159,7 @@ def unlike(one: Any, other: Any, path: Path = ()) -> Iterator[Path]:
     if same(one, other):
         return
     found: list[Path] = []
-    if type(one) is type(other):
+    if type(one) is type(other) or all(isinstance(v, list | tuple) for v in (one, other)):
         parts, others = _parts(one), _parts(other)
         further = _further(one).keys() ^ _further(other).keys()
         found += [(*path, name) for name in sorted(further)]
@@ -165,16 +177,46 @@ def _parts(value: Any) -> dict[str, Any]:
     return _further(value) | {name: getattr(value, name, None) for name in known}
 
 
-def _is_only_read(one: Any, other: Any, path: Path) -> bool:
-    """Tell whether a field on the way to *path* reads what *one* has as what *other* has."""
-    for part in path:
-        if _further(one).keys() != _further(other).keys():
+class _Loose:
+    """Tells of differences between two models whether they are types of defaults alone."""
+
+    def __init__(self, one: Any, other: Any) -> None:
+        self._one, self._other = one, other
+        self._read: dict[Path, bool] = {}
+
+    def is_read(self, path: Path) -> bool:
+        """Tell whether a field on the way to *path* reads what one has as what other has."""
+        one, other = self._one, self._other
+        for part in path:
+            one, other = get(one, part), get(other, part)
+        if type(one) is type(other) or not _is_written_as(one, other):
             return False
-        with suppress(Exception):  # what is no field, or refuses it
-            if same(_read_of(other, part, get(one, part)), get(other, part)):
-                return True
-        one, other = get(one, part), get(other, part)
-    return False
+        return any(self._is_read_at(path[:end]) for end in range(1, len(path) + 1))
+
+    def _is_read_at(self, path: Path) -> bool:
+        if path not in self._read:
+            one, other = self._one, self._other
+            for part in path[:-1]:
+                one, other = get(one, part), get(other, part)
+            self._read[path] = False
+            with suppress(Exception):  # what is no field, or refuses it
+                read = _read_of(other, path[-1], get(one, path[-1]))
+                self._read[path] = same(read, get(other, path[-1]))
+        return self._read[path]
+
+
+def _is_written_as(one: Any, other: Any) -> bool:
+    """Tell whether two values of other types are written alike; a set is in any order."""
+    texts = []
+    for value in (one, other):
+        try:
+            plain = _ANY.dump_python(value, mode="json", round_trip=True)
+        except Exception:  # noqa: BLE001 - whatever a serializer of the user's raises
+            return False
+        if isinstance(other, set | frozenset) and isinstance(plain, list):
+            plain.sort(key=repr)
+        texts.append(json.dumps(plain))
+    return texts[0] == texts[1]
 
 
 def _is_read_of(section: Any, part: str, value: Any) -> bool:

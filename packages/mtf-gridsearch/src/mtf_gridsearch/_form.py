@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, RootModel, TypeAdapter
 
 from mtf_gridsearch._base import NAME
-from mtf_gridsearch._effect import Path, unlike
+from mtf_gridsearch._effect import Path, lost
 from mtf_gridsearch._schema import default_of, read_key, tag_values
 from mtf_gridsearch._written import (
     differences,
@@ -136,7 +136,7 @@ class Forms:
         try:
             made = self._read(self._text(out, inner))
             # Equal values may be written in two ways, and then both count.
-            found = list(unlike(self._config, made))
+            found = lost(made, self._config)
             return found or list(differences(self._values, values_of(made)))
         except Exception:  # noqa: BLE001 - a validator of the user's may raise any
             return [()]

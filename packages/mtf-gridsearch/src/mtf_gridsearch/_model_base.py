@@ -21,6 +21,7 @@ from mtf_gridsearch._base import NAME, Base, Fault, MappingBase, UnfitError
 from mtf_gridsearch._effect import (
     at,
     fallen_back,
+    has_same,
     is_taken,
     lost,
     unread,
@@ -36,7 +37,6 @@ from mtf_gridsearch._written import (
     differing,
     dumped,
     read_back,
-    same,
     written,
 )
 from mtf_gridsearch.errors import GridError
@@ -44,10 +44,10 @@ from mtf_gridsearch.errors import GridError
 __all__ = ["ModelBase", "base_of"]
 
 _PLACE = "base config"
+_AS_READ = "give it as its field reads it"
 _LEAVE_OUT = (
-    "leave out secrets, excluded fields, custom serializers, aliases that are not read, "
-    "defaults that their fields refuse, and validators that ask which fields were set or "
-    "need a context"
+    "leave out secrets, excluded fields, custom serializers, aliases that are not read, and "
+    "validators that ask which fields were set or need a context"
 )
 
 
@@ -244,8 +244,9 @@ class ModelBase(Base):
         except UnfitError:  # then the class makes nothing of it
             return
         for section, key in left:
+            above, _, last = key.rpartition(".")
             old, new = at(self._config, key), at(other, key)
-            if not same(old, new):
+            if not has_same(at(other, above), at(self._config, above), last):
                 reason = (
                     f"{shown(old)} of the base config follows from other values where "
                     f"{section} is made as a whole, and would be {shown(new)} here: set "
@@ -272,7 +273,7 @@ class ModelBase(Base):
             if any(_is_below(key, [p]) or _is_below(p, [key]) for p in places)
         ]
         faults = [
-            (key, f"{_other(result, back, key)} from its config.yaml: {_LEAVE_OUT}")
+            (key, _other(result, back, key, "from its config.yaml"))
             for key in keys or places
         ]
         if faults:
@@ -304,13 +305,13 @@ def _written_form(config: BaseModel) -> tuple[bool, BaseModel]:
         try:
             values = written(config, by_alias=by_alias)
         except Exception as error:  # noqa: BLE001 - whatever a model of the user's raises
-            wrong = wrong or _told(error)
+            wrong = wrong or f"{_told(error)}: {_LEAVE_OUT}"
             continue
         plain(values, _PLACE)
         try:
             back = read_back(type(config), partial(copy.deepcopy, values))
         except Exception as error:  # noqa: BLE001 - whatever a model of the user's raises
-            wrong = wrong or _told(error)
+            wrong = wrong or f"{_told(error)}: {_AS_READ}, or {_LEAVE_OUT}"
             continue
         if paths := lost(config, back):
             place = ".".join(paths[0])
@@ -321,8 +322,8 @@ def _written_form(config: BaseModel) -> tuple[bool, BaseModel]:
         _, by_alias, back = min(forms, key=lambda form: form[0])
         return by_alias, back
     reason = (
-        f"what would be written of it does not read back equal ({wrong}), so experiments "
-        f"would get other values: {_LEAVE_OUT}"
+        f"what would be written of it does not read back equal, so experiments would get "
+        f"other values: {wrong}"
     )
     raise GridError(_PLACE, reason)
 
@@ -341,9 +342,12 @@ def _num_unset(value: Any) -> int:
     return 0
 
 
-def _other(one: BaseModel, other: BaseModel, key: str) -> str:
-    old, new = shown(at(one, key)), shown(at(other, key))
-    return f"{old} would be read as " + (new if new != old else "another")
+def _other(one: BaseModel, other: BaseModel, key: str, where: str = "") -> str:
+    before, after = at(one, key), at(other, key)
+    old, new = shown(before), shown(after)
+    fix = _LEAVE_OUT if type(before) is type(after) else _AS_READ
+    as_what = (new if new != old else "another") + f" {where}" * bool(where)
+    return f"{old} would be read as {as_what}: {fix}"
 
 
 def _told(error: Exception) -> str:

@@ -185,7 +185,8 @@ class GridSearchExecutor:
                 grids are run as well; it stays as it is, but takes over the names that
                 experiments have in the folder.
             parameter_grids: A grid, or several.
-            execution_mode: Where to run; ``SLURM`` and ``KUBERNETES`` need a launcher.
+            execution_mode: Where to run; ``SLURM`` and ``KUBERNETES`` need a launcher for
+                that, whose jobs go on when this ends.
             only: ``"failed"`` runs what failed or ran out of time again, what such a run
                 left unfinished, and nothing else.
 
@@ -308,6 +309,9 @@ class GridSearchExecutor:
 
     def _launcher_for(self, search: Search, mode: ExecutionMode) -> Launcher:
         if self.launcher is not None:
+            if mode is not ExecutionMode.LOCAL and _is_local(self.launcher):
+                msg = f"{mode} needs a launcher for it: this one runs on this machine"
+                raise LauncherError(msg)
             return self.launcher
         if mode is not ExecutionMode.LOCAL:
             msg = f"{mode} needs a launcher: GridSearchExecutor(launcher, ...)"
@@ -346,6 +350,12 @@ class GridSearchExecutor:
 
 def _several(grids: Any) -> Sequence[Any]:
     return tuple(grids) if isinstance(grids, list | tuple) else (grids,)
+
+
+def _is_local(launcher: Launcher) -> bool:
+    from mtf_gridsearch.local.launcher import LocalLauncher  # noqa: PLC0415 -- only where used
+
+    return type(launcher) is LocalLauncher  # one made of it may be another's
 
 
 def _local(plain: Mapping[str, Any]) -> Launcher | None:

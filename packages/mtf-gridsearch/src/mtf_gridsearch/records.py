@@ -100,7 +100,7 @@ class ExperimentRecord:
 
     Attributes:
         attempts: How often it was submitted.
-        reason: Why it failed or was stopped; empty otherwise.
+        reason: Why it failed or was stopped, and what of its metrics cannot be read.
         started_at: When it was last submitted, and *ended_at* when it was seen to have
             ended: seconds since 1970.
         failed_jobs: Of earlier attempts, those that failed of themselves: the next began
