@@ -7,6 +7,7 @@ from typing import Literal
 
 import pytest
 
+from mtf_slurm.errors import SchedulerCommandError
 from mtf_slurm.follow.efficiency import efficiency
 from mtf_slurm.follow.monitor import JobMonitor
 from mtf_slurm.follow.schedule import ExperimentSchedule
@@ -114,6 +115,26 @@ def test_a_schedule_keeps_its_order(client: Cluster, project: Project) -> None:
         "report": JobState.CANCELLED,
         "mourn": JobState.SUCCEEDED,
     }, client.logs()
+
+
+def test_what_is_repaired_lets_others_go_on(client: Cluster, project: Project) -> None:
+    """Requeued by hand it runs, though Slurm refuses another, and so does what it waited for."""
+    launcher = project.launcher("trivial.py")
+    batch = [Plain("train", {"do": "fail_once"}), Plain("report", {"do": "succeed"})]
+
+    def run() -> list[JobState]:
+        monitor = JobMonitor(project.experiments, interval_s=0.5, longest_interval_s=1.0)
+        schedule = ExperimentSchedule(launcher, project.experiments, monitor=monitor)
+        schedule.add(batch, after={"report": {"train": "afterok"}})
+        return [*schedule.run(timeout_s=SOON_S).values()]
+
+    assert run() == [JobState.FAILED, JobState.CANCELLED], client.logs()
+    [train] = launcher.latest(["train"], folder=project.experiments)
+    assert train is not None
+    with pytest.raises(SchedulerCommandError, match=r"[Ii]nvalid job id"):
+        launcher.requeue([train, "99999"])
+    assert run() == [JobState.SUCCEEDED] * 2, client.logs()
+    assert launcher.latest(["train"], folder=project.experiments) == [train]
 
 
 def test_efficiency_is_what_accounting_has(client: Cluster, project: Project) -> None:

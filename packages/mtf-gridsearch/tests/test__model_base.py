@@ -524,7 +524,7 @@ class Worse(BaseModel):
 )
 def test_a_default_that_would_be_another_value_is_refused(name: str) -> None:
     """A type that is read is no reason to lose a value."""
-    better = {
+    better: dict[str, Any] = {
         "text": "a",
         "bucket": Path("x"),
         "here": Path("x"),
@@ -545,7 +545,7 @@ class Following(BaseModel):
     width: int = 8
     out: str = "o"
     sizes: tuple[int, ...] = ()
-    logs: Path = Field(default_factory=lambda data: f"{data['out']}/logs")
+    logs: Path = Field(default_factory=lambda data: f"{data['out']}/logs")  # type: ignore[assignment]
 
     @model_validator(mode="after")
     def _make(self) -> "Following":

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
-import threading
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -89,141 +87,6 @@ def test_a_refusal_among_what_is_passed_over(slurm: FakeSlurm) -> None:
     assert slurm.calls() == before
 
 
-def test_what_has_succeeded_runs_again_if_it_is_asked_to(
-    make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
-) -> None:
-    """A refused requeue leaves it as it is; one that is taken runs it."""
-    launcher = make_launcher()
-    job_id = launcher.submit_single_experiment(experiment("e"))
-    launcher.wait([job_id], timeout_s=60)
-    end = project / "experiments" / "e" / f"{job_id}.exit"
-    before = end.read_bytes()
-    slurm.fail("scontrol", "error: Invalid job id specified")
-    with pytest.raises(SchedulerCommandError):
-        launcher.requeue([job_id])
-    assert end.read_bytes() == before
-    launcher.requeue([job_id])
-    assert launcher.wait([job_id], timeout_s=60) == ["succeeded"]
-    starts = project / "experiments" / "e" / "starts"
-    assert starts.read_text(encoding="utf-8").split() == ["one"] * 2
-
-
-def test_many_are_requeued_at_once(
-    make_launcher: Make, experiment: Make, slurm: FakeSlurm
-) -> None:
-    """One command requeues many jobs."""
-    launcher = make_launcher()
-    batch = [experiment(f"e{i}", do="fail") for i in range(3)]
-    ids = launcher.submit_experiment_batch(batch).job_ids
-    launcher.wait(ids, timeout_s=60)
-    slurm.configure(is_held=True)
-    launcher.requeue(ids)
-    calls = [call for call in slurm.calls("scontrol") if call[1] == "requeue"]
-    assert calls == [["scontrol", "requeue", ",".join(ids)]]
-    assert launcher.states(ids) == ["pending"] * 3
-
-
-@pytest.fixture
-def asks_to_come_back(
-    make_launcher: Make, experiment: Make, slurm: FakeSlurm
-) -> tuple[SLURMLauncher, str]:
-    """A job that saved where there is no scontrol, and has ended."""
-    slurm.configure(has_scontrol_on_nodes=False)
-    launcher: SLURMLauncher = make_launcher()
-    job_id = launcher.submit_single_experiment(experiment("e", do="again"))
-    while not launcher.states([job_id])[0].is_final:
-        pass
-    return launcher, job_id
-
-
-def test_a_node_without_scontrol(
-    asks_to_come_back: tuple[SLURMLauncher, str],
-    experiment: Make,
-    slurm: FakeSlurm,
-    project: Path,
-) -> None:
-    """The next submission requeues the same job; its mark is gone, and nothing is new."""
-    launcher, job_id = asks_to_come_back
-    folder = project / "experiments" / "e"
-    assert (folder / f"{job_id}.again").is_file()
-    said = (folder / f"{job_id}.err").read_text(encoding="utf-8")
-    assert "cannot be requeued from this node" in said
-    slurm.configure(is_held=True)
-    assert launcher.submit_single_experiment(experiment("e", do="again")) == job_id
-    assert launcher.states([job_id]) == ["pending"]
-    assert not list(folder.glob("*.again")) + list(folder.glob(".*.again"))
-    assert slurm.tasks()[job_id]["restarts"] == 1
-    assert len(slurm.tasks()) == 1
-
-
-def test_waiting_brings_back_until_the_limit(
-    make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
-) -> None:
-    """Who waits on a login node requeues what cannot do it itself, so often and no more."""
-    slurm.configure(has_scontrol_on_nodes=False)
-    launcher = make_launcher()
-    asked = experiment("e", do="again", max_requeues=2, time="10:00")
-    job_id = launcher.submit_single_experiment(asked)
-    assert launcher.wait([job_id], timeout_s=60) == ["preempted"]
-    starts = project / "experiments" / "e" / "starts"
-    assert starts.read_text(encoding="utf-8").split() == ["one"] * 3
-
-
-def test_one_of_many_brings_it_back(
-    asks_to_come_back: tuple[SLURMLauncher, str], slurm: FakeSlurm
-) -> None:
-    """However many look at once, one requeues."""
-    launcher, job_id = asks_to_come_back
-    slurm.configure(is_held=True)
-    found: list[str] = []
-    threads = [
-        threading.Thread(target=lambda: found.extend(launcher.bring_back([job_id])))
-        for _ in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == [job_id]
-    assert slurm.tasks()[job_id]["restarts"] == 1
-
-
-def test_many_are_brought_back_at_once(
-    make_launcher: Make, experiment: Make, slurm: FakeSlurm
-) -> None:
-    """One command is enough; where it fails for one, the others come back all the same."""
-    slurm.configure(has_scontrol_on_nodes=False)
-    launcher = make_launcher()
-    batch = [experiment(f"e{i}", do="again", nice=i) for i in range(4)]
-    ids = launcher.submit_experiment_batch(batch).job_ids
-    while not all(state.is_final for state in launcher.states(ids)):
-        pass
-    slurm.configure(is_held=True)
-    requeue = ["scontrol", "requeue"]
-    assert launcher.bring_back(ids[:2]) == ids[:2]
-    assert slurm.calls("scontrol")[-1:] == [[*requeue, ",".join(ids[:2])]]
-    launcher.cancel([ids[0]])
-    slurm.fail("scontrol", "error: Invalid job id specified", status=1)
-    assert launcher.bring_back(ids[2:]) == ids[2:]
-    assert slurm.calls("scontrol")[-2:] == [[*requeue, ids[2]], [*requeue, ids[3]]]
-    assert [slurm.tasks()[i]["restarts"] for i in ids[1:]] == [1] * 3
-    assert launcher.bring_back(ids) == []
-
-
-def test_what_cannot_be_brought_back(
-    asks_to_come_back: tuple[SLURMLauncher, str], experiment: Make, slurm: FakeSlurm
-) -> None:
-    """No answer leaves the mark; a job that Slurm has forgotten is submitted anew."""
-    launcher, job_id = asks_to_come_back
-    slurm.configure(is_held=True)
-    slurm.fail("scontrol", times=3)
-    with pytest.raises(SchedulerUnreachableError):
-        launcher.bring_back([job_id])
-    slurm.forget(job_id)
-    assert launcher.bring_back([job_id]) == []
-    assert launcher.submit_single_experiment(experiment("e", do="again")) != job_id
-
-
 def test_branches_of_jobs_that_have_not_ended_stay(
     make_launcher: Make, experiment: Make, slurm: FakeSlurm, tmp_path: Path, project: Path
 ) -> None:
@@ -244,77 +107,6 @@ def test_branches_of_jobs_that_have_not_ended_stay(
     plain = SLURMLauncher(project_root=tmp_path, freeze_code=False)
     with pytest.raises(ValueError, match="no branches"):
         plain.prune_branches(older_than=timedelta(0))
-
-
-@pytest.mark.parametrize("name", ["{}.again", ".{}.again"])
-def test_what_is_cancelled_is_not_brought_back(
-    name: str,
-    asks_to_come_back: tuple[SLURMLauncher, str],
-    slurm: FakeSlurm,
-    project: Path,
-) -> None:
-    """Its mark is gone, also one whose taker was killed; so it stays as it ended."""
-    launcher, job_id = asks_to_come_back
-    folder = project / "experiments" / "e"
-    (folder / f"{job_id}.again").rename(folder / name.format(job_id))
-    launcher.cancel([job_id])
-    assert not list(folder.glob("*.again")) + list(folder.glob(".*.again"))
-    assert launcher.bring_back([job_id]) == []
-    assert launcher.wait([job_id], timeout_s=60) == ["preempted"]
-    assert slurm.tasks()[job_id]["restarts"] == 0
-
-
-def test_a_mark_that_was_used_is_gone(
-    asks_to_come_back: tuple[SLURMLauncher, str], slurm: FakeSlurm, project: Path
-) -> None:
-    """Where who requeued was killed before it forgot the mark, nothing comes back twice."""
-    launcher, job_id = asks_to_come_back
-    folder = project / "experiments" / "e"
-    (folder / f"{job_id}.again").rename(folder / f".{job_id}.again")
-    text = json.dumps({"do": "fail", "slurm": None})
-    (folder / "config.yaml").write_text(text, encoding="utf-8")
-    QUICK.run(("scontrol", "requeue", job_id))
-    assert launcher.wait([job_id], timeout_s=60) == ["failed"]
-    assert launcher.bring_back([job_id]) == []
-    assert slurm.tasks()[job_id]["restarts"] == 1
-
-
-def test_a_mark_whose_taker_was_killed_is_used_by_the_next(
-    asks_to_come_back: tuple[SLURMLauncher, str], slurm: FakeSlurm, project: Path
-) -> None:
-    """One that is still held is not; it is as soon as its taker is gone."""
-    launcher, job_id = asks_to_come_back
-    slurm.configure(is_held=True)
-    folder = project / "experiments" / "e"
-    mark = (folder / f"{job_id}.again").rename(folder / f".{job_id}.again")
-    with mark.open(encoding="utf-8") as taken:
-        fcntl.flock(taken, fcntl.LOCK_EX)
-        assert launcher.bring_back([job_id]) == []
-        launcher.cancel([job_id])
-        assert mark.exists()
-        assert launcher.states([job_id]) == ["preempted"]
-    assert launcher.bring_back([job_id]) == [job_id]
-    assert not mark.exists()
-    assert slurm.tasks()[job_id]["restarts"] == 1
-
-
-def test_a_command_that_cannot_be_started_leaves_the_mark(
-    asks_to_come_back: tuple[SLURMLauncher, str],
-    project: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Where this machine has no processes left, the error is that; the next goes on."""
-    launcher, job_id = asks_to_come_back
-    with monkeypatch.context() as patch:
-
-        def none_left(*_: object) -> None:
-            raise BlockingIOError(11, "Resource temporarily unavailable")
-
-        patch.setattr(Commands, "run", none_left)
-        with pytest.raises(BlockingIOError, match="temporarily"):
-            launcher.bring_back([job_id])
-    assert (project / "experiments" / "e" / f".{job_id}.again").exists()
-    assert launcher.bring_back([job_id]) == [job_id]
 
 
 def test_the_last_of_a_task_is_cancelled_alone(
@@ -475,21 +267,3 @@ def test_folders_that_cannot_be_read(
     assert _control.branches_in_use(QUICK, [tmp_path]) == set()
     with pytest.raises(OSError, match="too long"):
         _control.branches_in_use(QUICK, [closed])
-
-
-def test_a_job_of_another_is_not_brought_back(
-    asks_to_come_back: tuple[SLURMLauncher, str],
-    experiment: Make,
-    slurm: FakeSlurm,
-    sbatch: Callable[..., str],
-) -> None:
-    """Where Slurm lost the job that asked for it, the one that has its id goes on."""
-    launcher, job_id = asks_to_come_back
-    slurm.configure(is_held=True)
-    with slurm._store.open() as state:
-        state |= {"next_id": 1, "tasks": {}}
-    assert sbatch("true") == job_id
-    assert launcher.wait([job_id], timeout_s=60) == ["preempted"]
-    assert launcher.bring_back([job_id]) == []
-    assert launcher.submit_single_experiment(experiment("e", do="again")) == "2"
-    assert [c for c in slurm.calls("scontrol") if c[1] == "requeue"] == []

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from mtf_slurm._ends import End
+from mtf_slurm.command import Commands
 from mtf_slurm.testing import FakeSlurm
 
 Make = Callable[..., Any]
@@ -44,8 +46,8 @@ def test_how_jobs_ended_is_told(
     launcher.wait(ids, timeout_s=60)
     err = project / "experiments" / "b" / f"{ids[1]}.err"
     err.write_text("Traceback\nValueError: oh\n\n", encoding="utf-8")
-    row = "{}|{}|1:0|7|5|2|1|00:02.187|500M|mem=500M||||\n"
-    step = "{}.batch|COMPLETED|0:0|7||2|1|00:02.187|||12312K|1|mem=12312K|\n"
+    row = "{}|{}|1:0|7|5|2|1|00:02.187|500M|mem=500M|||\n"
+    step = "{}.batch|COMPLETED|0:0|7||2|1|00:02.187|||12312K|1|mem=12312K\n"
     words = ("COMPLETED", "OUT_OF_MEMORY", "FAILED")
     rows = [
         text.format(i, w) for i, w in zip(ids, words, strict=True) for text in (row, step)
@@ -61,3 +63,39 @@ def test_how_jobs_ended_is_told(
     assert len(slurm.calls("sacct")) == 1
     slurm.configure(has_accounting=False)
     assert [end[1:] for end in launcher.outcomes(ids)] == [(None, None, None)] * 3
+
+
+def test_what_other_ranks_were_ended_by_is_no_reason(
+    make_launcher: Make, experiment: Make, project: Path
+) -> None:
+    """Slurm's word for a step that it killed comes last, and names the node."""
+    launcher = make_launcher()
+    job_id = launcher.submit_single_experiment(experiment("e", do="fail"))
+    launcher.wait([job_id], timeout_s=60)
+    err = project / "experiments" / "e" / f"{job_id}.err"
+    err.write_text(
+        "ValueError: loss is NaN\n"
+        "srun: error: n2: task 0: Exited with exit code 1\n"
+        "slurmstepd-n2: error: *** STEP 188.0 ON n2 CANCELLED AT 2026-01-01T00:00:00 ***\n"
+        "slurmstepd[71]: error: *** STEP 188.0 ON n2 CANCELLED AT 2026-01-01T00:00:00 ***\n",
+        encoding="utf-8",
+    )
+    [end] = launcher.outcomes([job_id])
+    assert end.reason == "exit code 3: ValueError: loss is NaN"
+
+
+def test_what_has_not_ended_has_no_end(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm
+) -> None:
+    """Neither where it waits again, nor where nobody answers, nor of accounting that is late."""
+    launcher = make_launcher(commands=Commands(timeout_s=20, num_attempts=1))
+    job_id = launcher.submit_single_experiment(experiment("e", do="fail"))
+    launcher.wait([job_id], timeout_s=60)
+    row = f"{job_id}|RUNNING|0:0|7|5|2|1|00:02.187|500M|mem=500M|||\n"
+    slurm.fail("sacct", "", status=0, stdout=row)
+    assert launcher.outcomes([job_id]) == [End("exit code 3")]
+    slurm.fail("squeue")
+    assert launcher.outcomes([job_id]) == [End()]
+    slurm.configure(is_held=True)
+    launcher.requeue([job_id])
+    assert launcher.outcomes([job_id]) == [End()]

@@ -82,6 +82,12 @@ def test_text() -> None:
     assert (waits.reason, waits.nodes, waits.start_s) == ("JobArrayTaskLimit", "", None)
 
 
+def test_a_reason_is_one_word() -> None:
+    """As ``scontrol`` writes it, since others compare it."""
+    reply = "1|PENDING|launch failed requeued held||N/A|/shared\n"
+    assert rows_of_text(ARGV, reply)["1"].reason == "launch_failed_requeued_held"
+
+
 def test_accounting_has_a_row_for_each_run() -> None:
     """Of a job that came back, the last one last; of tasks that never began, one each."""
     rows = list(rows_of_accounting(("sacct",), ACCOUNTED))

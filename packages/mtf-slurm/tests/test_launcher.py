@@ -389,13 +389,18 @@ def test_tampered_code_does_not_run(
 def test_scripts_to_look_at(
     make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
 ) -> None:
-    """The script is written with the context's values, and nothing is submitted."""
+    """It has the context's values and is its owner's alone, and nothing is submitted."""
     launcher = make_launcher(setup=["export A=1"])
     path = launcher.generate_sbatch_script(experiment("e", qos="q"), {"partition": "p x"})
     assert path == project / "experiments" / "e" / "e.sbatch"
     text = path.read_text(encoding="utf-8")
     assert '#SBATCH --partition="p x"\n#SBATCH --qos=q\n' in text
     assert "\nexport A=1\n" in text
+    path.chmod(0o644)
+    launcher.generate_sbatch_script(experiment("e", qos="r"))
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert "#SBATCH --qos=r\n" in path.read_text(encoding="utf-8")
+    assert [left.name for left in path.parent.iterdir()] == ["e.sbatch"]
     assert slurm.calls() == []
     with pytest.raises(TemplateError, match="nope: unknown"):
         launcher.generate_sbatch_script(experiment("e"), {"nope": 1})

@@ -92,11 +92,11 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("folder", type=Path, metavar="FOLDER")
     status.add_argument("--all", action="store_true", help="one line for each experiment")
     wait.add_argument(
-        "--timeout", type=float, metavar="SECONDS", help="give up after so long"
+        "--timeout", type=_seconds, metavar="SECONDS", help="give up after so long"
     )
     wait.add_argument(
         "--interval",
-        type=_interval_s,
+        type=_seconds,
         default=30.0,
         metavar="SECONDS",
         help="between two questions to Slurm, at least (default: %(default)s)",
@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _interval_s(text: str) -> float:
+def _seconds(text: str) -> float:
     try:
         seconds = float(text)
     except ValueError:

@@ -1,22 +1,19 @@
-"""Look jobs up, end them, bring them back: in few commands however many they are."""
+"""Look jobs up, wait for them and end them: in few commands however many they are."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import math
-import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
 
 from mtf_slurm import _once, arrays, query
+from mtf_slurm._again import MAY_COME_BACK, bring_back, forget_marks
 from mtf_slurm._outcomes import Outcomes, task_of
 from mtf_slurm.command import Commands, NoAnswerError
 from mtf_slurm.errors import (
@@ -28,26 +25,16 @@ from mtf_slurm.git.provenance import SUBMISSION_NAME
 from mtf_slurm.states import JobState
 
 __all__ = [
-    "MAY_COME_BACK",
     "branches_in_use",
-    "bring_back",
     "cancel",
     "latest",
-    "requeue",
     "states_now",
     "wait",
 ]
 
 _log = logging.getLogger("mtf_slurm")
 
-T = TypeVar("T")
-
-MAY_COME_BACK = frozenset({JobState.PREEMPTED, JobState.TIMEOUT, JobState.FAILED})
-"""States of jobs that may have left a mark to be brought back."""
-
-_BACK = frozenset({JobState.PENDING, JobState.RUNNING})
 _NUM_CANCELLED = 200
-_NUM_REQUEUED = 100
 _UNKNOWN = "0"  # stands for the id of a job whose answer was lost
 # What scancel says of jobs that are to be passed over.
 _OVER = re.compile("invalid job id|already completing|already finished", re.IGNORECASE)
@@ -100,10 +87,10 @@ def cancel(commands: Commands, job_ids: Sequence[str], folders: Iterable[Path]) 
                 f"its task runs {', '.join(others)}, too: cancel all of them, or none"
             )
             raise SubmissionError(job_id, reason)
-    _forget_marks(folders, known)
+    forget_marks(folders, known)
     tasks = arrays.ranges(dict.fromkeys(map(task_of, known)))
     refusals = []
-    for some in _parted(tasks, _NUM_CANCELLED):
+    for some in arrays.parted(tasks, _NUM_CANCELLED):
         try:
             commands.run(("scancel", *some))
         except SchedulerCommandError as error:
@@ -111,115 +98,6 @@ def cancel(commands: Commands, job_ids: Sequence[str], folders: Iterable[Path]) 
                 refusals.append(error)
     if refusals:
         raise refusals[0]
-
-
-def requeue(commands: Commands, job_ids: Sequence[str], folders: Iterable[Path]) -> None:
-    """Let jobs run again, from their checkpoints, under the same ids.
-
-    Args:
-        commands: What asks.
-        job_ids: Which.
-        folders: Of experiments, where the files of jobs lie.
-
-    Raises:
-        SubmissionError: If an id is none, or has become another's.
-        SchedulerUnreachableError: If Slurm cannot be asked.
-        SchedulerCommandError: If it refuses: after some minutes it forgets what has ended,
-            and the experiment is to be submitted again.
-    """
-    folders = tuple(folders)
-    for job_id in job_ids:
-        if query.base_of(job_id) is None:
-            raise SubmissionError(job_id, "this is no job's id")
-    outcomes = Outcomes(commands, job_ids, folders)
-    for job_id in job_ids:
-        if outcomes.is_others(job_id):
-            reason = "Slurm lost this job, and gave its id to another: submit again"
-            raise SubmissionError(job_id, reason)
-    for some in _parted(list(dict.fromkeys(map(task_of, job_ids))), _NUM_REQUEUED):
-        own = [job_id for job_id in job_ids if task_of(job_id) in some]
-        with _forgotten_ends(folders, own) as ends:
-            commands.run(("scontrol", "requeue", ",".join(some)))
-            ends.clear()
-
-
-@contextmanager
-def _forgotten_ends(
-    folders: Iterable[Path], job_ids: Iterable[str]
-) -> Iterator[dict[Path, bytes]]:
-    """Take away how jobs ended, else they do not run; put back what is left in the end."""
-    ends: dict[Path, bytes] = {}
-    for path in _files(folders, job_ids).values():
-        file = path.with_name(f"{path.name}.exit")
-        with suppress(FileNotFoundError):
-            ends[file] = file.read_bytes()
-            file.unlink()
-    try:
-        yield ends
-    finally:
-        for file, text in ends.items():
-            if not file.exists():
-                file.write_bytes(text)
-
-
-def bring_back(
-    commands: Commands, job_ids: Collection[str], folders: Iterable[Path]
-) -> list[str]:
-    """Requeue the jobs that could not do it where they ran; return their ids.
-
-    Such a job has left a mark. It is held by who requeues it, so one does. One whose id has
-    become another's stays as it is.
-
-    Args:
-        commands: What asks.
-        job_ids: Of jobs that have ended.
-        folders: Of experiments, where the files of jobs lie.
-
-    Raises:
-        SchedulerUnreachableError: If Slurm cannot be asked.
-        SchedulerCommandError: If it refuses to answer.
-        UnreadableReplyError: If its answer cannot be parsed.
-    """
-    folders = tuple(folders)
-    marked = {
-        job_id: path
-        for job_id, path in _files(folders, job_ids).items()
-        if any(mark.exists() for mark in _marks(path))
-    }
-    if not marked:
-        return []
-    outcomes = Outcomes(commands, marked, folders)
-    own = [(i, path) for i, path in marked.items() if not outcomes.is_others(i)]
-    back: list[str] = []
-    for some in _parted(own, _NUM_REQUEUED):
-        with ExitStack() as held:
-            marks = {i: held.enter_context(_taken(path)) for i, path in some}
-            ours = {i: mark for i, mark in marks.items() if mark is not None}
-            back += _requeued(commands, [*ours], folders)
-            for mark in ours.values():
-                mark.unlink(missing_ok=True)
-    return back
-
-
-def _requeued(
-    commands: Commands, job_ids: Sequence[str], folders: Iterable[Path]
-) -> list[str]:
-    """Requeue jobs, as far as Slurm does; return those that wait or run again."""
-    if not job_ids:
-        return []
-    try:
-        commands.run(("scontrol", "requeue", ",".join(map(task_of, job_ids))))
-    except SchedulerCommandError:
-        if len(job_ids) == 1:
-            return []  # another submission goes on
-    else:
-        return list(job_ids)
-    outcomes = Outcomes(commands, job_ids, folders)
-    back = [i for i in job_ids if outcomes.state(i) in _BACK]
-    for job_id in job_ids:
-        if job_id not in back:
-            back += _requeued(commands, [job_id], folders)
-    return back
 
 
 def states_now(
@@ -275,9 +153,7 @@ def wait(  # noqa: PLR0913 -- each is set by name
     last: Mapping[JobState, int] | None = None
     is_stale = False
     while True:
-        left_s = max(1.0, deadline - time.monotonic())
-        limit_s = min(commands.timeout_s, left_s)
-        once = replace(commands, timeout_s=limit_s, num_attempts=1)
+        once = commands.within(deadline - time.monotonic())
         try:
             found = states_now(once, job_ids, folders)
         except (NoAnswerError, UnreadableReplyError) as error:
@@ -302,44 +178,6 @@ def wait(  # noqa: PLR0913 -- each is set by name
         if wait_s <= 0:
             return states
         time.sleep(wait_s)
-
-
-def _forget_marks(folders: Iterable[Path], job_ids: Iterable[str]) -> None:
-    """Let jobs not be brought back."""
-    for path in _files(folders, job_ids).values():
-        with _taken(path) as mark:
-            if mark is not None:
-                mark.unlink(missing_ok=True)
-
-
-def _marks(path: Path) -> tuple[Path, Path]:
-    """Return where the mark of a job lies: as it was left, and as it was taken."""
-    return path.with_name(f"{path.name}.again"), path.with_name(f".{path.name}.again")
-
-
-@contextmanager
-def _taken(path: Path) -> Iterator[Path | None]:
-    """Yield the mark of a job, held against others; None where there is none to be had.
-
-    One whose taker was killed is there to be had again.
-    """
-    left, taken = _marks(path)
-    try:
-        with suppress(FileNotFoundError):
-            left.replace(taken)
-        fd = os.open(taken, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        yield None
-        return
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_held = os.fstat(fd).st_nlink > 0
-        except BlockingIOError:
-            is_held = False
-        yield taken if is_held else None
-    finally:
-        os.close(fd)
 
 
 def branches_in_use(commands: Commands, folders: Collection[Path]) -> set[str]:
@@ -376,18 +214,3 @@ def branches_in_use(commands: Commands, folders: Collection[Path]) -> set[str]:
             said = (folder / SUBMISSION_NAME).read_text(encoding="utf-8")
             branches.add(str(json.loads(said)["branch"]))
     return branches
-
-
-def _files(folders: Iterable[Path], job_ids: Iterable[str]) -> dict[str, Path]:
-    """Return where the files of jobs lie, without their ends."""
-    wanted = set(job_ids)
-    found: dict[str, Path] = {}
-    for folder in folders if wanted else ():
-        for job in arrays.jobs_in(folder):
-            if base := job.base_id():
-                found |= {i: p for i, p in job.files(base).items() if i in wanted}
-    return found
-
-
-def _parted(items: Sequence[T], size: int) -> list[Sequence[T]]:
-    return [items[at : at + size] for at in range(0, len(items), size)]

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +14,6 @@ from mtf_slurm.arrays import Job
 from mtf_slurm.command import Commands
 from mtf_slurm.errors import MtfSlurmError
 from mtf_slurm.follow.efficiency import Efficiency, efficiency
-from mtf_slurm.query import Known, Row
 from mtf_slurm.states import JobState
 
 __all__ = ["End", "ends"]
@@ -26,7 +24,7 @@ _SIGNALLED = range(129, 193)  # a shell's status: 128 and the signal's number
 _NO_MEMORY = "OUT_OF_MEMORY"
 _PATIENCE_S = 15.0  # whoever asks has other things to do
 # Of Slurm and of task.sh about what they ran, and lines without any words.
-_NOISE = re.compile(r"(?:srun|slurmstepd|slurmd|mtf-slurm)(?:\[\d+\])?: |[\W_]*$")
+_NOISE = re.compile(r"(?:srun|slurmstepd|slurmd|mtf-slurm)(?:[-\[]\S+)?: |[\W_]*$")
 _WHY = {
     JobState.CANCELLED: "it was cancelled",
     JobState.PREEMPTED: "it asked to be continued, or was preempted, and did not come back",
@@ -53,7 +51,7 @@ class End(NamedTuple):
 def ends(
     commands: Commands, job_ids: Sequence[str], folders: Iterable[Path]
 ) -> list[End]:
-    """Return how jobs ended, in order; accounting is asked once.
+    """Return how jobs ended, in order, as far as Slurm answers; each is asked for once.
 
     What several in one task used is not known of each.
 
@@ -62,22 +60,19 @@ def ends(
         job_ids: Which.
         folders: Of experiments, where the files of jobs lie.
     """
-    used = {job.job_id: job for job in _accounted(commands, job_ids)}
-    rows = {
-        job.job_id: Row(
-            job_id=job.job_id, state=job.state, folder=job.folder, has_exit_code=True
-        )
-        for job in used.values()
-        if job.state is not None
-    }
-    known = Known(rows, is_whole=False)
-    outcomes = Outcomes(commands, job_ids, folders, known=known)
+    once = commands.within(_PATIENCE_S)
+    try:
+        outcomes = Outcomes(once, job_ids, folders)
+    except MtfSlurmError:
+        return [End()] * len(job_ids)
+    ended = [i for i in job_ids if outcomes.state(i).is_final]
+    used = {job.job_id: job for job in _accounted(once, ended)}
     found = []
     for job_id in job_ids:
-        if not outcomes.state(job_id).is_final:
+        if job_id not in ended:
             found.append(End())
             continue
-        job = used[task_of(job_id)] if outcomes.row(job_id) else None
+        job = used.get(task_of(job_id)) if outcomes.row(job_id) else None
         reason = _reason(job_id, outcomes.experiment(job_id), job)
         if job is None or "." in job_id:
             found.append(End(reason))
@@ -86,15 +81,14 @@ def ends(
     return found
 
 
-def _accounted(commands: Commands, job_ids: Sequence[str]) -> Sequence[Efficiency]:
+def _accounted(commands: Commands, job_ids: Sequence[str]) -> list[Efficiency]:
     if not job_ids:
-        return ()
-    limit_s = min(_PATIENCE_S, commands.timeout_s)
+        return []
     try:
-        once = replace(commands, num_attempts=1, timeout_s=limit_s)
-        return efficiency(job_ids, commands=once).jobs
+        jobs = efficiency(job_ids, commands=commands).jobs
     except MtfSlurmError:
-        return ()  # as at sites without accounting
+        return []  # as at sites without accounting
+    return [job for job in jobs if job.state is not None and job.state.is_final]
 
 
 def _reason(job_id: str, owner: tuple[Job, str] | None, used: Efficiency | None) -> str:

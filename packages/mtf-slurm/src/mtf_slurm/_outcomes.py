@@ -21,6 +21,7 @@ __all__ = ["Outcomes", "task_of"]
 
 # States of which what the experiment left says more.
 _TOLD_BY_EXIT = frozenset({JobState.FAILED, JobState.PREEMPTED})
+_ACTIVE = frozenset({JobState.PENDING, JobState.RUNNING})
 
 
 def task_of(job_id: str) -> str:
@@ -77,7 +78,8 @@ class Outcomes:
         if row is None:
             return left or self._without_row(job if is_shown else None, base, job_id)
         if "." in job_id:
-            if left is not None:
+            is_again = row.state in _ACTIVE and self._is_requeued(job, base, job_id)
+            if left is not None and not is_again:
                 return left
             # One that has no end yet waits for those before it, or runs.
             return JobState.UNKNOWN if row.state is JobState.SUCCEEDED else row.state
@@ -166,6 +168,11 @@ class Outcomes:
         if job is None or name is None or not NAME.fullmatch(name):
             return None
         return job.left(name, job_id)
+
+    def _is_requeued(self, job: Job | None, base: str, job_id: str) -> bool:
+        """Tell whether an experiment that has ended is to run again in its task."""
+        name = self._names_of(job, base).get(job_id) if job else None
+        return job is not None and name is not None and job.is_requeued(name, job_id)
 
 
 def _is_moved(there: Job, own: Job) -> bool:

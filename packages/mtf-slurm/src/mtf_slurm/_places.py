@@ -5,7 +5,8 @@ A template is rendered with a `mark` for each value; `fill` then writes the valu
 a simple command, of which `_SHELL` has the grammar: an assignment, or a command that takes its
 words as data. Whether such a command begins there, and not within quotes, a here-document, a
 comment, a loop or what else there is, is not guessed: the shell itself is asked, with ``-n``.
-All else is refused. The command that runs the experiments is the last line, alone.
+All else is refused. The command that runs the experiments is the last line, alone, and
+what is written as it is stands alone on its line.
 
 What the script then does with a variable is its own: ``eval "$name"`` runs the value.
 
@@ -21,13 +22,15 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NoReturn
 
-__all__ = ["fill", "mark"]
+__all__ = ["fill", "mark", "mark_lines"]
 
 # A mark is a character that no text has, values in hexadecimal, and another such character.
 _VALUE, _WORDS, _RUN, _NEXT, _CLOSE = "\x01", "\x02", "\x03", "\x04", "\x05"
+_LINES = "\x06"  # text follows, as it is
 _MARK = re.compile(f"[{_VALUE}{_WORDS}{_RUN}]([^{_CLOSE}]*){_CLOSE}")
 _ONE, _SOME, _ALL = (f"{kind}[^{_CLOSE}]*{_CLOSE}" for kind in (_VALUE, _WORDS, _RUN))
 _BLANK = "[ \t]"
+_WHOLE = re.compile(rf"^{_BLANK}*{_LINES}([^{_CLOSE}]*){_CLOSE}{_BLANK}*$", re.MULTILINE)
 _END = f"(?:{_BLANK}+#[^{_CLOSE}]*|{_BLANK}*)"
 
 # An author may put double quotes around values: there is nothing else special in them.
@@ -81,6 +84,11 @@ def mark(value: str | Sequence[str], *, is_run: bool = False) -> str:
     return kind + "".join(word.encode().hex() + _NEXT for word in words) + _CLOSE
 
 
+def mark_lines(text: str) -> str:
+    """Return what stands for lines of shell, without control characters, until `fill`."""
+    return f"{_LINES}{text}{_CLOSE}"
+
+
 def fill(text: str) -> str:
     """Return *text* with its marks replaced.
 
@@ -89,6 +97,11 @@ def fill(text: str) -> str:
             script would not run the experiments; its arguments are the number of the line,
             from 1, and the reason.
     """
+    text = _WHOLE.sub(lambda match: match[1], text)
+    if _LINES in text:
+        number = text[: text.index(_LINES)].count("\n") + 1
+        reason = "lines of shell stand alone: write {{ setup }} on a line of its own"
+        raise ValueError(number, reason)
     lines = text.split("\n")
     shell = _SHEBANG.fullmatch(lines[0])
     if shell is None:

@@ -224,7 +224,8 @@ def _exit_code(value: Any) -> str:
 
 
 def _said(reason: str) -> str:
-    return "" if reason in {"None", "(null)", "N/A"} else reason
+    """Return a reason as ``scontrol`` writes it, in one word; empty for none."""
+    return "" if reason in {"None", "(null)", "N/A"} else reason.replace(" ", "_")
 
 
 def _nodes(text: str) -> str:

@@ -13,7 +13,7 @@ from mtf_slurm.command import Commands
 from mtf_slurm.errors import SubmissionError
 from mtf_slurm.experiments import Experiment, checked_entry_point, dumped
 from mtf_slurm.git import GitManager
-from mtf_slurm.render import Template
+from mtf_slurm.render import Template, check_setup
 from mtf_slurm.settings import settings_of
 
 __all__ = ["Site", "excluded_in", "manager_of", "work_of"]
@@ -55,10 +55,7 @@ class Site:
     max_array_size: int | None
 
     def __post_init__(self) -> None:
-        for number, line in enumerate(self.setup.split("\n"), start=1):
-            if not line.replace("\t", " ").isprintable():
-                msg = f"line {number} of setup has a control character in it: {line!r}"
-                raise ValueError(msg)
+        check_setup(self.setup)
         python = self.code.python
         if python is not None:
             is_word = "/" not in python or python.startswith("/")

@@ -41,6 +41,7 @@ __all__ = [
     "jobs_in",
     "last_of",
     "new_job",
+    "parted",
     "plan",
     "ranges",
     "write_files",
@@ -130,7 +131,7 @@ def plan(
         kinds.setdefault(work, []).append(name)
     planned: list[Planned] = []
     for work, names in kinds.items():
-        tasks = _parted([tuple(part) for part in _parted(names, num_packed)], max_tasks)
+        tasks = parted([tuple(part) for part in parted(names, num_packed)], max_tasks)
         planned += _limited(work, tasks, len(planned))
     return planned
 
@@ -155,7 +156,8 @@ def _limited(
             yield Planned(work, tuple(part), 1, waits_for)
 
 
-def _parted(items: Sequence[T], size: int) -> list[Sequence[T]]:
+def parted(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    """Return *items* in parts of at most *size*."""
     return [items[at : at + size] for at in range(0, len(items), size)]
 
 
@@ -184,7 +186,7 @@ def ranges(task_ids: Iterable[str]) -> list[str]:
         if len(found) == 1:
             alone.append(f"{base}_{shown[0]}")
             continue
-        alone += [f"{base}_[{','.join(part)}]" for part in _parted(shown, _NUM_SPANS)]
+        alone += [f"{base}_[{','.join(part)}]" for part in parted(shown, _NUM_SPANS)]
     return alone
 
 
@@ -288,6 +290,10 @@ class Job:
             return number, JobState(more[1]) if more[1:] else from_exit_status(number)
         except (OSError, ValueError):
             return None
+
+    def is_requeued(self, name: str, job_id: str) -> bool:
+        """Tell whether an experiment that has ended was asked to run again."""
+        return (self.experiments_folder / name / f"{job_id}.requeued").exists()
 
     def age_s(self, now: float) -> float:
         """Return how long ago its job was written down, by the file system's clock."""

@@ -12,12 +12,13 @@ Source: Slurm 22.05.8, the texts of ``slurm_strerror(3)``, and what its commands
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mtf_slurm.errors import SchedulerCommandError, SchedulerUnreachableError
 
@@ -54,6 +55,7 @@ _NO_CONFIG = re.compile(
     r"|Unable to process configuration file|No such file or directory.*slurm\.conf",
     re.IGNORECASE,
 )
+_LEAST_S = 1.0
 # Variables by which these commands take options that nobody wrote; `SLURM_CONF` and what
 # names the cluster stay.
 _OPTIONS = ("SACCT_", "SBATCH_", "SCANCEL_", "SCONTROL_", "SINFO_", "SLURM_", "SQUEUE_")
@@ -91,6 +93,7 @@ class Commands:
         num_attempts: How often one is run while the controller gives no answer.
         first_wait_s: Before the second attempt, in seconds; doubled before each further.
         longest_wait_s: Between two attempts, in seconds.
+        deadline_s: By `time.monotonic`; after it a command has one second.
         sleep: What waits; for tests.
     """
 
@@ -98,6 +101,7 @@ class Commands:
     num_attempts: int = 5
     first_wait_s: float = 1.0
     longest_wait_s: float = 30.0
+    deadline_s: float = math.inf
     sleep: Callable[[float], None] = field(default=time.sleep, repr=False)
 
     def __post_init__(self) -> None:
@@ -111,6 +115,11 @@ class Commands:
     def wait_s(self, attempt: int) -> float:
         """Return how long to wait after the attempt of that number, from 0, in seconds."""
         return min(self.longest_wait_s, self.first_wait_s * 2.0 ** min(attempt, 30))
+
+    def within(self, left_s: float) -> Commands:
+        """Return the same, each tried once, and none for long after *left_s* seconds."""
+        deadline_s = time.monotonic() + left_s
+        return replace(self, num_attempts=1, deadline_s=deadline_s)
 
     def run(self, argv: Sequence[str]) -> str:
         """Run a command that changes nothing when it is repeated; return what it wrote.
@@ -147,6 +156,8 @@ class Commands:
             NoAnswerError: If it got no answer; it may have been accepted all the same.
             SchedulerUnreachableError: If it is not there, or has no configuration.
         """
+        left_s = max(_LEAST_S, self.deadline_s - time.monotonic())
+        limit_s = min(self.timeout_s, left_s)
         try:
             done = subprocess.run(
                 argv,
@@ -157,7 +168,7 @@ class Commands:
                 check=False,
                 encoding="utf-8",
                 errors="backslashreplace",
-                timeout=self.timeout_s,
+                timeout=limit_s,
                 pass_fds=pass_fds,
             )
         except FileNotFoundError as error:
@@ -174,9 +185,7 @@ class Commands:
             told = said.decode("utf-8", "replace") if isinstance(said, bytes) else said
             if _SLEEPS.search(told):
                 raise NoRoomError(argv, -1, told) from error
-            reason = (
-                f"none within {self.timeout_s:g} s: try again, or ask `scontrol ping`"
-            )
+            reason = f"none within {limit_s:.4g} s: try again, or ask `scontrol ping`"
             raise NoAnswerError(argv, reason) from error
         if done.returncode == 0:
             return done.stdout

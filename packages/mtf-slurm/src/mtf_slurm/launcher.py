@@ -18,9 +18,10 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from mtf_slurm import _control, arrays
+from mtf_slurm import _again, _control, arrays
 from mtf_slurm._batch import script_of, submit_batch
 from mtf_slurm._ends import End, ends
 from mtf_slurm._outcomes import Outcomes
@@ -243,15 +244,17 @@ class SLURMLauncher:
         """
         name = checked_name(config.experiment_name)
         folder = self._experiments_folder
-        excluded = excluded_in(self._site, folder)
-        work = work_of(self._site, config, folder, excluded)
+        work = work_of(self._site, config, folder, excluded_in(self._site, folder))
         draft = Job(folder / arrays.JOBS_FOLDER / f"000000.{'0' * 16}")
         planned = Planned(work, ((name,),))
         script = script_of(self._site, draft, planned, self._site.code, context)
         path = folder / name / f"{name}.sbatch"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        path.write_text(script, encoding="utf-8")
+        with TemporaryDirectory(dir=path.parent) as aside:
+            made = Path(aside, path.name)
+            made.touch(mode=0o600)  # whatever that of an older one is
+            made.write_text(script, encoding="utf-8")
+            made.replace(path)
         return path
 
     # ------------------------------------------------------------ watch, end, bring back
@@ -301,10 +304,10 @@ class SLURMLauncher:
         Raises:
             SubmissionError: If an id is none.
             SchedulerUnreachableError: If Slurm cannot be asked.
-            SchedulerCommandError: If it refuses: after some minutes it forgets what has
-                ended, and the experiment is to be submitted again.
+            SchedulerCommandError: If it refuses one; the others run again all the same. After
+                some minutes it forgets what has ended: submit that again.
         """
-        _control.requeue(self._commands, _several(job_ids), self._folders)
+        _again.requeue(self._commands, _several(job_ids), self._folders)
 
     def bring_back(self, job_ids: Sequence[str]) -> list[str]:
         """Requeue those of *job_ids* that asked for it where there is no ``scontrol``.
@@ -320,7 +323,7 @@ class SLURMLauncher:
             SchedulerCommandError: If it refuses to answer.
             UnreadableReplyError: If its answer cannot be parsed.
         """
-        return _control.bring_back(self._commands, _several(job_ids), self._folders)
+        return _again.bring_back(self._commands, _several(job_ids), self._folders)
 
     def wait(
         self,

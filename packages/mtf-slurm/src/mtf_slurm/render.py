@@ -3,14 +3,14 @@
 A template is Jinja2 with the variables of `KNOWN`; ``if``, ``for`` and ``set`` are there, what
 takes text and changes it is not. What it writes with ``{{ }}`` is quoted, and may stand where
 `mtf_slurm._places` says; lists become words. A variable that is not known is an error, and so
-is a value with a newline or another control character. A template may contain
-``{{ setup }}``, the project's own lines of shell, and must end with ``exec {{ run }}``, the
+is a value with a newline or another control character. A template may contain ``{{ setup }}``,
+the project's own lines of shell, alone on its line, and must end with ``exec {{ run }}``, the
 command that runs the experiments. It is tried with a value for each variable when it is read;
 and a setting without which the script would be the same is refused.
 
 Templates are written by the project; they run in Jinja2's sandbox all the same, and see
-nothing but the variables. One that fills the memory or recurses is an error, but one that
-counts for long is waited for.
+nothing but the variables. One that fills the memory or recurses is an error, and so are powers
+and what ``*`` would make longer than a script may be; but one that counts for long is waited for.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mtf_slurm import _places
 from mtf_slurm.errors import TemplateError
 from mtf_slurm.settings import SlurmSettings
 
-__all__ = ["BUILT_IN", "KNOWN", "Template", "variables"]
+__all__ = ["BUILT_IN", "KNOWN", "Template", "check_setup", "variables"]
 
 BUILT_IN = Path(__file__).with_name("slurm_template.sbatch")
 """The template that is used where no other is named."""
@@ -79,12 +79,27 @@ _FAULTS = (
 )
 
 
+class _Environment(ImmutableSandboxedEnvironment):
+    """One in which ``*`` makes nothing that is longer than a script may be."""
+
+    intercepted_binops = frozenset("*")  # so none is computed when a template is read
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        for some, times in ((left, right), (right, left)):
+            is_some = isinstance(some, (str, list, tuple)) and isinstance(times, int)
+            if is_some and len(some) * times > _MAX_CHARS:
+                msg = f"`*` would make more than {_MAX_CHARS} characters or items"
+                raise ValueError(msg)
+        return super().call_binop(context, operator, left, right)
+
+
 class _Raw:
     """Lines of shell, written as they are. No text: its methods would make more of these."""
 
     __slots__ = ("_text",)
 
     def __init__(self, text: str) -> None:
+        check_setup(text)
         self._text = text
 
     def __bool__(self) -> bool:
@@ -104,15 +119,22 @@ class _Run(tuple[str, ...]):
 @pass_context  # else what is constant would be written without being quoted
 def _finalize(_context: object, value: object) -> str:
     if isinstance(value, _Raw):
-        text = value._text  # noqa: SLF001 -- templates see no name that begins so
-        if at := _unprintable(text):
-            msg = f"line {at} of setup has a control character in it"
-            raise ValueError(msg)
-        return text
+        return _places.mark_lines(value._text)  # noqa: SLF001 -- templates see no such name
     if isinstance(value, (list, tuple)):
         words = [_checked(item) for item in value]
         return _places.mark(words, is_run=isinstance(value, _Run))
     return _places.mark(_checked(value))
+
+
+def check_setup(text: str) -> None:
+    """Refuse lines of shell that no script could have.
+
+    Raises:
+        ValueError: If one has a control character in it.
+    """
+    if at := _unprintable(text):
+        msg = f"line {at} of setup has a control character in it"
+        raise ValueError(msg)
 
 
 def _unprintable(text: str) -> int:
@@ -165,7 +187,7 @@ class Template:
             reason = "a control character, or a line end of another system"
             place = f"{self.path}:{number}"
             raise TemplateError(place, reason)
-        environment = ImmutableSandboxedEnvironment(
+        environment = _Environment(
             undefined=StrictUndefined,
             trim_blocks=True,
             lstrip_blocks=True,
@@ -176,6 +198,7 @@ class Template:
         environment.globals.clear()
         try:
             tree = environment.parse(source)
+            self._check_nodes(tree)  # before anything is computed
             names = meta.find_undeclared_variables(tree)
             self._template = environment.from_string(source)
         except TemplateSyntaxError as error:
@@ -183,13 +206,6 @@ class Template:
             raise TemplateError(place, error.message or "no template") from error
         except _FAULTS as error:
             raise TemplateError(str(self.path), str(error) or "too large") from error
-        for node in tree.find_all((*_REFUSED, nodes.For)):
-            if not isinstance(node, nodes.For) or node.recursive:
-                place = f"{self.path}:{node.lineno}"
-                reason = (
-                    f"{type(node).__name__} is not for scripts: there are if, for, set"
-                )
-                raise TemplateError(place, reason)
         if unknown := sorted(names - KNOWN.keys()):
             reason = f"{', '.join(unknown)}: unknown; there are {', '.join(KNOWN)}"
             raise TemplateError(str(self.path), reason)
@@ -202,6 +218,15 @@ class Template:
             if self._differs(marked, {**values, key: _another(values[key])})
         )
         self._passed: set[SlurmSettings] = set()
+
+    def _check_nodes(self, tree: nodes.Template) -> None:
+        for node in tree.find_all((*_REFUSED, nodes.For)):
+            if not isinstance(node, nodes.For) or node.recursive:
+                place = f"{self.path}:{node.lineno}"
+                reason = (
+                    f"{type(node).__name__} is not for scripts: there are if, for, set"
+                )
+                raise TemplateError(place, reason)
 
     def check(self, settings: SlurmSettings) -> None:
         """Refuse what is asked of Slurm and would not be written.
@@ -265,13 +290,13 @@ class Template:
     def _marked(self, values: Mapping[str, Any]) -> str:
         """Return the script with marks for its values."""
         given = dict(values)
-        if isinstance(given.get("run"), (list, tuple)):
-            given["run"] = _Run(given["run"])
-        if isinstance(given.get("setup"), str):
-            given["setup"] = _Raw(given["setup"])
         pieces: list[str] = []
         num_chars = 0
         try:
+            if isinstance(given.get("run"), (list, tuple)):
+                given["run"] = _Run(given["run"])
+            if isinstance(given.get("setup"), str):
+                given["setup"] = _Raw(given["setup"])
             for piece in self._template.generate(given):
                 num_chars += len(piece)
                 if num_chars > _MAX_CHARS:

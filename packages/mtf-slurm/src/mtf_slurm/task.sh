@@ -5,9 +5,9 @@
 # each task, with the names of its experiments), `checkout.py` and, once it is known, `job_id`
 # (the job that this submission became). An experiment runs in its own folder, with output in
 # <job id>.out and <job id>.err. How it ended is left in <job id>.exit: the status, the token of
-# the job folder, and why it was ended by others; while it is to come back there is none. Where
-# the node has no scontrol, <job id>.again asks whoever looks next from a login node to bring it
-# back.
+# the job folder, and why it was ended by others; while it is to come back there is none.
+# <job id>.requeued says that it is to run all the same when the job begins again. Where the node
+# has no scontrol, <job id>.again asks whoever looks next from a login node to bring it back.
 #
 # Exit status: 0 if all succeeded; 75 if one asks to be continued and was not requeued from
 # here; else 1.
@@ -85,7 +85,9 @@ time_is_up() {
 # cancellation, at the end of the grace of a preemption, which requeues by itself, and at the
 # end of the time limit.
 come_back() { # <path of the experiment's files, without their ends>
-  if is_preempted; then
+  if [ "$why" = preempted ]; then
+    return 1
+  elif is_preempted; then
     why=preempted
     [ -z "$got_term" ] || return 1
   elif time_is_up; then
@@ -166,7 +168,7 @@ find_port() {
 # Whether an experiment has ended in an earlier run of this job: it succeeded, or, of several
 # in one task, it failed by itself, which is no reason to run it again.
 has_ended() { # <path of its files>
-  [ "$restarts" -gt 0 ] && [ -e "$1.exit" ] || return 1
+  [ "$restarts" -gt 0 ] && [ -e "$1.exit" ] && [ ! -e "$1.requeued" ] || return 1
   local of
   read -r status of _ <"$1.exit"
   [ "$of" = "$token" ] || return 1
@@ -183,7 +185,7 @@ place_of() { # <place in the task>
 run_one() { # <experiment> <its job's id>
   local folder=$experiments_folder/$1 id=$2
   rm -f -- "$folder/$id.exit" "$folder/$id.again" "$folder/.$id.again" \
-    "$folder/.$id.saved"
+    "$folder/.$id.saved" "$folder/$id.requeued"
   export MTF_EXPERIMENT_DIR=$folder MTF_JOB_ID=$id
   set_command "$folder/config.yaml"
   (
@@ -201,8 +203,8 @@ run_one() { # <experiment> <its job's id>
   [ "$status" = 0 ] && [ -n "$got_term" ] && [ "$launch_kind" != none ] && status=75
   # Killed by the warning itself: of a time limit, or of a preemption.
   [ "$status" = 138 ] && status=75
-  if [ "$status" = 143 ] && [ -z "$got_term" ]; then
-    is_preempted && status=75
+  if [ "$status" = 143 ] && [ -z "$got_term" ] && is_preempted; then
+    status=75 why=preempted # Slurm ended the step, and brings the job back
   fi
 }
 

@@ -46,6 +46,30 @@ def test_some_tasks_of_an_array_are_cancelled(
     assert list(slurm.tasks()) == [f"{job}_4"]
 
 
+def test_all_tasks_of_an_array_are_cancelled(
+    sbatch: Callable[..., str], slurm: FakeSlurm
+) -> None:
+    """An array that never began is shown as cancelled, however its tasks are named."""
+    slurm.configure(is_held=True)
+    job = sbatch("true", "--array=0-2")
+    COMMANDS.run(["scancel", f"{job}_[0-2]"])
+    assert {task["state"] for task in slurm.tasks().values()} == {"CANCELLED"}
+
+
+def test_what_can_be_requeued_is(
+    sbatch: Callable[..., str], slurm: FakeSlurm, wait_for: WaitFor
+) -> None:
+    """Of the others it is told why they are not, with a status that is not 0."""
+    ended = sbatch("exit 1")
+    wait_for(lambda: slurm.tasks()[ended]["state"] == "FAILED")
+    slurm.configure(is_held=True)
+    waits = sbatch("true")
+    said = f"pending execution for job {waits}; Invalid job id specified for job 99"
+    with pytest.raises(SchedulerCommandError, match=said):
+        COMMANDS.run(["scontrol", "requeue", f"{waits},99,{ended}"])
+    assert slurm.tasks()[ended]["state"] == "PENDING"
+
+
 def test_nodes_that_are_down(slurm: FakeSlurm) -> None:
     """They are told from those that are not, by names or lists of them."""
     slurm.configure(down_nodes=["n2"])

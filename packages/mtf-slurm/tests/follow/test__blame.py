@@ -42,7 +42,7 @@ def test_failures_of_nodes_are_told_from_others(
     jobs: dict[str, Followed], tmp_path: Path, slurm: FakeSlurm
 ) -> None:
     """Of jobs that came back: by what accounting says, or by why Slurm holds them."""
-    blame = Blame(COMMANDS)
+    blame = Blame()
     for job_id in ("1", "2", "3", "4_0.1"):
         blame.suspect(job_id)
     held = run("3", "pending", "", reason=NOT_LAUNCHED)
@@ -54,7 +54,9 @@ def test_failures_of_nodes_are_told_from_others(
         run("4_0", "node_failed", "n4"),
     )
     answer = Answer(asked=frozenset(jobs), earlier=earlier)
-    blame.take(answer, ["9"], seen | {"9": Seen(row=run("9", "node_failed"))}, jobs, 60)
+    blame.take(
+        answer, ["9"], seen | {"9": Seen(row=run("9", "node_failed"))}, jobs, 60, COMMANDS
+    )
     found = failures_in(tmp_path)
     assert [(f.job_id, f.node) for f in found] == [
         ("1", "n1"),
@@ -67,11 +69,11 @@ def test_failures_of_nodes_are_told_from_others(
 
 def test_accounting_is_asked_some_times(jobs: dict[str, Followed]) -> None:
     """It is late; then the job is no suspect any more."""
-    blame = Blame(COMMANDS)
+    blame = Blame()
     blame.suspect("1")
-    blame.take(Answer(), [], {}, jobs, 0)
+    blame.take(Answer(), [], {}, jobs, 0, COMMANDS)
     for left in (1, 1, 0):
-        blame.take(Answer(asked=frozenset({"1"})), [], {}, jobs, 0)
+        blame.take(Answer(asked=frozenset({"1"})), [], {}, jobs, 0, COMMANDS)
         assert len(blame.suspects) == left
 
 
@@ -81,11 +83,11 @@ def test_a_folder_that_cannot_be_written(
     """That is said in the log, and following goes on."""
     (tmp_path / ".slurm").write_text("", encoding="utf-8")
     seen = {"1": Seen(row=run("1", "node_failed"))}
-    Blame(COMMANDS).take(Answer(), ["1"], seen, jobs, 0)
+    Blame().take(Answer(), ["1"], seen, jobs, 0, COMMANDS)
     assert "failed nodes are not noted" in caplog.text
 
 
 def test_what_slurm_shows_nothing_of(jobs: dict[str, Followed], tmp_path: Path) -> None:
     """Without a row there is no node to blame."""
-    Blame(COMMANDS).take(Answer(), ["1"], {"1": Seen()}, jobs, 0)
+    Blame().take(Answer(), ["1"], {"1": Seen()}, jobs, 0, COMMANDS)
     assert failures_in(tmp_path) == []

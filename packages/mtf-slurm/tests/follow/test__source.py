@@ -27,7 +27,7 @@ def job_id(slurm: FakeSlurm, submit: Callable[..., str]) -> str:
 
 def source(*folders: Path, interval_s: float = HOUR_S) -> Source:
     """Return one that asks seldom."""
-    return Source(COMMANDS, folders, interval_s=interval_s, form="text")
+    return Source(folders, interval_s=interval_s, form="text")
 
 
 def questions(slurm: FakeSlurm) -> int:
@@ -39,9 +39,9 @@ def test_sources_of_a_folder_share_an_answer(
     job_id: str, experiments: Path, slurm: FakeSlurm
 ) -> None:
     """The second one reads what the first one was told: all of it."""
-    first = source(experiments).ask([job_id])
+    first = source(experiments).ask(COMMANDS, [job_id])
     second = source(experiments)
-    assert second.ask([job_id]) == first
+    assert second.ask(COMMANDS, [job_id]) == first
     assert 0 < second.due_in_s <= HOUR_S
     assert questions(slurm) == 1
     assert first.rows[job_id].state is JobState.PENDING
@@ -54,17 +54,17 @@ def test_what_another_wants_to_know_is_asked_with_the_next_question(
     """Nobody asks for himself: one question is for all; who has ended is left out."""
     other = submit("b")
     ours, theirs = source(experiments), source(experiments)
-    ours.ask([job_id])
-    assert theirs.ask([other]).asked == {job_id}
+    ours.ask(COMMANDS, [job_id])
+    assert theirs.ask(COMMANDS, [other]).asked == {job_id}
     assert questions(slurm) == 1
     _age(experiments)
-    again = source(experiments).ask([job_id])
+    again = source(experiments).ask(COMMANDS, [job_id])
     assert again.asked == {job_id, other}
     assert sorted(again.rows) == sorted([job_id, other])
     COMMANDS.once(["scancel", other])
     for _ in range(2):
         _age(experiments)
-        last = source(experiments).ask([job_id])
+        last = source(experiments).ask(COMMANDS, [job_id])
     assert last.asked == {job_id}
 
 
@@ -80,9 +80,11 @@ def test_several_folders(
     """A question for two is one for each of them."""
     other = tmp_path / "other"
     other.mkdir()
-    source(experiments, other).ask([job_id])
+    source(experiments, other).ask(COMMANDS, [job_id])
     for folder in (experiments, other):
-        assert source(folder).ask([job_id]).rows[job_id].state is JobState.PENDING
+        assert (
+            source(folder).ask(COMMANDS, [job_id]).rows[job_id].state is JobState.PENDING
+        )
     assert questions(slurm) == 1
 
 
@@ -93,7 +95,7 @@ def test_while_another_asks_nobody_waits(
     with (experiments / ".slurm" / "follow.wanted").open("w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         busy = source(experiments)
-        assert busy.ask([job_id]).stamp == ""
+        assert busy.ask(COMMANDS, [job_id]).stamp == ""
         assert busy.due_in_s < 1
     assert questions(slurm) == 0
 
@@ -102,11 +104,11 @@ def test_an_outage_is_shared_too(
     job_id: str, experiments: Path, slurm: FakeSlurm
 ) -> None:
     """Who comes next does not ask again at once, and has the last states."""
-    source(experiments).ask([job_id])
+    source(experiments).ask(COMMANDS, [job_id])
     _age(experiments)
     slurm.fail("squeue")
-    assert "no answer" in source(experiments).ask([job_id]).trouble
-    answer = source(experiments).ask([job_id])
+    assert "no answer" in source(experiments).ask(COMMANDS, [job_id]).trouble
+    answer = source(experiments).ask(COMMANDS, [job_id])
     assert "no answer" in answer.trouble
     assert answer.rows[job_id].state is JobState.PENDING
     assert questions(slurm) == 2
@@ -118,8 +120,8 @@ def test_a_refusal_counts_as_a_question(
     """It is an error for who asked; others see trouble, and do not ask at once."""
     slurm.fail("squeue", "error: Access denied")
     with pytest.raises(SchedulerCommandError):
-        source(experiments).ask([job_id])
-    assert "Access denied" in source(experiments).ask([job_id]).trouble
+        source(experiments).ask(COMMANDS, [job_id])
+    assert "Access denied" in source(experiments).ask(COMMANDS, [job_id]).trouble
     assert questions(slurm) == 1
 
 
@@ -140,7 +142,9 @@ def test_a_damaged_answer_is_none(
     (experiments / ".slurm" / "follow.json").write_text(text, encoding="utf-8")
     (experiments / ".slurm" / "follow.wanted").write_text(text, encoding="utf-8")
     _age(experiments)
-    assert source(experiments).ask([job_id]).rows[job_id].state is JobState.PENDING
+    assert (
+        source(experiments).ask(COMMANDS, [job_id]).rows[job_id].state is JobState.PENDING
+    )
     assert questions(slurm) == 1
 
 
@@ -152,7 +156,7 @@ def test_hostile_ids_in_the_file_go_nowhere(
     wanted = {"--help": [now_s, False], "1;reboot": [now_s, True], job_id: ["x", 1]}
     path = experiments / ".slurm" / "follow.wanted"
     path.write_text(json.dumps(wanted), encoding="utf-8")
-    source(experiments).ask([job_id])
+    source(experiments).ask(COMMANDS, [job_id])
     assert slurm.calls("squeue")[0][-1] == f"--jobs={job_id}"
 
 
@@ -163,7 +167,7 @@ def test_a_full_disk_is_no_hindrance(
     (experiments / ".slurm" / ".follow.part").mkdir()
     own = source(experiments)
     for _ in range(3):
-        assert own.ask([job_id]).rows[job_id].state is JobState.PENDING
+        assert own.ask(COMMANDS, [job_id]).rows[job_id].state is JobState.PENDING
     assert questions(slurm) == 1
 
 
@@ -175,7 +179,7 @@ def test_accounting_is_asked_in_few_words(
     few, many = submit("a", "b", "c"), submit(*(f"e{i}" for i in range(60)))
     ids = [*(f"{few}_{i}" for i in range(3)), *(f"{many}_{i}" for i in range(60))]
     slurm.forget(f"{few}_1", *(f"{many}_{i}" for i in range(60)))
-    answer = source().ask(ids)
+    answer = source().ask(COMMANDS, ids)
     assert len(answer.rows) == 63
     assert slurm.calls("sacct")[0][-1] == f"--jobs={few}_1,{many}"
 
@@ -183,7 +187,7 @@ def test_accounting_is_asked_in_few_words(
 def test_no_accounting_is_no_trouble(job_id: str, slurm: FakeSlurm) -> None:
     """The controller's word is enough for what it knows."""
     slurm.configure(has_accounting=False)
-    answer = source().ask([job_id, "999"])
+    answer = source().ask(COMMANDS, [job_id, "999"])
     assert (answer.is_whole, answer.trouble, sorted(answer.rows)) == (False, "", [job_id])
 
 
@@ -196,7 +200,7 @@ def test_earlier_runs_of_suspects(job_id: str, slurm: FakeSlurm) -> None:
         "998|COMPLETED|0:0|n8|2026-11-22T11:23:34|2026-11-22T11:23:49|/x\n"
     )
     slurm.fail("sacct", "", status=0, stdout=reply)
-    answer = source().ask([job_id, "998"], [job_id])
+    answer = source().ask(COMMANDS, [job_id, "998"], [job_id])
     assert [(row.job_id, row.nodes) for row in answer.earlier] == [(job_id, "n7")]
     assert answer.rows[job_id].state is JobState.PENDING
     assert answer.rows["998"].state is JobState.SUCCEEDED

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -78,6 +79,69 @@ def test_what_was_given_up_goes_on_when_it_is_known_again() -> None:
         assert [waiting.ended, last.ended] == [ended] * 2
         now.note()
         assert known.ended is state
+
+
+def test_what_slurm_gave_up_goes_on_when_that_is_repaired() -> None:
+    """As what never had a job: under the same id or another, and if a quota holds it, later."""
+    for ids in ({"a": ["10"], "b": ["11"]}, {"a": ["10", "12"], "b": ["11"]}):
+        first, waiting = entry("a"), entry("b", after={"a": "afterok"})
+        entries = {"b": waiting, "a": first}
+        failed = status("10", JobState.FAILED)
+        given_up = status("11", JobState.CANCELLED, node="")
+        before = Turns(
+            entries=entries,
+            ids={"a": ["10"], "b": ["11"]},
+            statuses={"10": failed, "11": given_up},
+        )
+        before.note()
+        assert [waiting.ended, waiting.job_id] == [JobState.CANCELLED, ""]
+        repaired = status(ids["a"][-1], JobState.SUCCEEDED)
+        after = Turns(
+            entries=entries,
+            ids=ids,
+            statuses={"10": failed, "11": given_up, repaired.job_id: repaired},
+            quotas=[Quota(max_jobs=1)],
+        )
+        for _ in range(2):
+            after.note()
+            after.take_up()
+            assert not list(after.give_up())
+            assert [first.ended, waiting.ended] == [JobState.SUCCEEDED, None]
+        assert names(after.choose()) == ["b"]
+
+
+def test_an_end_that_others_heard_of_is_looked_at_again() -> None:
+    """The job may have been requeued since; of one that Slurm forgot there is nothing to hear."""
+    for state, is_over, is_left in (
+        (JobState.FAILED, False, True),
+        (JobState.FAILED, True, False),
+        (JobState.UNKNOWN, False, False),
+    ):
+        heard = replace(status("10", state), is_over=is_over)
+        now = Turns(
+            entries={"a": entry("a", ended=JobState.FAILED, job_id="10")},
+            ids={"a": ["10"]},
+            statuses={"10": heard},
+        )
+        now.note()
+        assert now.is_left() is is_left
+
+
+def test_what_a_user_cancelled_stays_so() -> None:
+    """What it waits for may come true: it was not given up for that."""
+    cancelled = entry("b", after={"a": "afterok"})
+    now = Turns(
+        entries={"a": entry("a"), "b": cancelled},
+        ids={"a": ["10"], "b": ["11"]},
+        statuses={
+            "10": status("10", JobState.SUCCEEDED),
+            "11": status("11", JobState.CANCELLED, node=""),
+        },
+    )
+    now.note()
+    now.take_up()
+    assert cancelled.ended is JobState.CANCELLED
+    assert now.choose() == []
 
 
 def test_each_quota_counts_its_own() -> None:

@@ -14,18 +14,18 @@ COMMANDS = Commands(timeout_s=20, num_attempts=1)
 
 # As a cluster of Slurm 22.05.8 wrote them; and one with GPUs that are accounted.
 REPLY = """\
-1|COMPLETED|0:0|7|5|2|1|00:02.187|500M|billing=2,cpu=2,mem=500M,node=1||||/runs
-1.batch|COMPLETED|0:0|7||2|1|00:00.015||cpu=2,mem=500M,node=1|12312K|1|cpu=00:00:00,energy=0,fs/disk=34582,mem=12312K,pages=0,vmem=221244K|/runs
-1.0|COMPLETED|0:0|5||2|1|00:02.172||cpu=2,mem=500M,node=1|435228K|2|cpu=00:00:01,energy=0,fs/disk=66434,mem=717572K,pages=3,vmem=735260K|/runs
-2_0|FAILED|3:0|4|1440|1|1|00:00.004|100M|billing=1,cpu=1,mem=100M,node=1||||/runs
-2_0.batch|FAILED|3:0|4||1|1|00:00.004||cpu=1,mem=100M,node=1|4620K|1|cpu=00:00:00,energy=0,mem=4620K|/runs
-2_[1-3%2]|PENDING|0:0|0|1440|1|1|00:00:00|100M|||||/runs
-4|COMPLETED|0:0|0|1440|1|1|00:00.002|100M|billing=1,cpu=1,mem=100M,node=1||||/runs
-4.batch|COMPLETED|0:0|0||1|1|00:00.002||cpu=1,mem=100M,node=1||1|energy=0|/runs
-8|COMPLETED|0:0|20|1440|64|2|10:40|6400M|billing=64,cpu=64,gres/gpu=8,mem=6400M,node=2||||/runs
-8.batch|COMPLETED|0:0|20||32|1|00:00.004||cpu=32,gres/gpu=4,mem=3200M|4740K|1|cpu=00:00:00,mem=4740K|/runs
-8.0|COMPLETED|0:0|10||64|2|10:40||cpu=64,gres/gpu=8,mem=6400M|1G|2|gres/gpumem=10G,gres/gpuutil=400|/runs
-9|RUNNING|0:0|3600|UNLIMITED|4|2|00:00:00|2Gn|||||/runs
+1|COMPLETED|0:0|7|5|2|1|00:02.187|500M|billing=2,cpu=2,mem=500M,node=1|||
+1.batch|COMPLETED|0:0|7||2|1|00:00.015||cpu=2,mem=500M,node=1|12312K|1|cpu=00:00:00,energy=0,fs/disk=34582,mem=12312K,pages=0,vmem=221244K
+1.0|COMPLETED|0:0|5||2|1|00:02.172||cpu=2,mem=500M,node=1|435228K|2|cpu=00:00:01,energy=0,fs/disk=66434,mem=717572K,pages=3,vmem=735260K
+2_0|FAILED|3:0|4|1440|1|1|00:00.004|100M|billing=1,cpu=1,mem=100M,node=1|||
+2_0.batch|FAILED|3:0|4||1|1|00:00.004||cpu=1,mem=100M,node=1|4620K|1|cpu=00:00:00,energy=0,mem=4620K
+2_[1-3%2]|PENDING|0:0|0|1440|1|1|00:00:00|100M||||
+4|COMPLETED|0:0|0|1440|1|1|00:00.002|100M|billing=1,cpu=1,mem=100M,node=1|||
+4.batch|COMPLETED|0:0|0||1|1|00:00.002||cpu=1,mem=100M,node=1||1|energy=0
+8|COMPLETED|0:0|20|1440|64|2|10:40|6400M|billing=64,cpu=64,gres/gpu=8,mem=6400M,node=2|||
+8.batch|COMPLETED|0:0|20||32|1|00:00.004||cpu=32,gres/gpu=4,mem=3200M|4740K|1|cpu=00:00:00,mem=4740K
+8.0|COMPLETED|0:0|10||64|2|10:40||cpu=64,gres/gpu=8,mem=6400M|1G|2|gres/gpumem=10G,gres/gpuutil=400
+9|RUNNING|0:0|3600|UNLIMITED|4|2|00:00:00|2Gn||||
 """
 
 
@@ -121,7 +121,7 @@ def test_jobs_of_the_fake(slurm: FakeSlurm, submit: Callable[..., str]) -> None:
 
 def test_gpus_by_type_alone(slurm: FakeSlurm) -> None:
     """Sites may account types only; memory may be asked for each CPU."""
-    line = "5|COMPLETED|0:0|10|Partition_Limit|4|1|00:20|1Gc|cpu=4,gres/gpu:a100=2||||/runs\n"
+    line = "5|COMPLETED|0:0|10|Partition_Limit|4|1|00:20|1Gc|cpu=4,gres/gpu:a100=2|||\n"
     [job] = report(slurm, "5", reply=line).jobs
     assert (job.num_gpus, job.gpu_asked_s, job.gpu_used_s) == (2, 20, None)
     assert job.mem_asked_bytes == 4 * 2**30

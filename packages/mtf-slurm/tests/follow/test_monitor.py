@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mtf_slurm.arrays import jobs_in
 from mtf_slurm.command import Commands
 from mtf_slurm.errors import (
     SchedulerCommandError,
@@ -18,6 +19,7 @@ from mtf_slurm.errors import (
 )
 from mtf_slurm.follow.monitor import JobMonitor, StateChange
 from mtf_slurm.follow.nodes import FailingNodes, failures_in
+from mtf_slurm.follow.reasons import explain
 from mtf_slurm.states import JobState
 from mtf_slurm.testing import FakeSlurm
 
@@ -448,6 +450,34 @@ def test_waiting_has_an_end(experiments: Path, submit: Submit, slurm: FakeSlurm)
     slurm.configure(is_held=True)
     submit("a")
     assert not quick(experiments).wait(timeout_s=0.3)
+
+
+def test_waiting_has_an_end_where_slurm_hangs(
+    experiments: Path, submit: Submit, slurm: FakeSlurm
+) -> None:
+    """A command gets what is left of the time, and not all that commands may take."""
+    slurm.configure(is_held=True)
+    submit("a")
+    slurm.fail("squeue", times=9, is_hanging=True)
+    began_s = time.monotonic()
+    patient = Commands(timeout_s=600, num_attempts=5)
+    assert not quick(experiments, commands=patient).wait(timeout_s=0.3)
+    assert time.monotonic() - began_s < 60
+
+
+def test_a_reason_does_not_contradict_the_state(
+    experiments: Path, submit: Submit, slurm: FakeSlurm
+) -> None:
+    """Of what says itself that its time was over, Slurm's word for its status is none."""
+    slurm.configure(is_held=True)
+    job_id = submit("a")
+    [job] = jobs_in(experiments)
+    end = experiments / "a" / f"{job_id}.exit"
+    end.write_text(f"75 {job.token} timeout", encoding="ascii")
+    row = f"{job_id}|FAILED|NonZeroExitCode|n1|2026-01-01T00:00:00|{job.folder}\n"
+    slurm.fail("squeue", "", status=0, stdout=row)
+    [change] = quick(experiments, form="text").poll()
+    assert (change.after, change.reason) == ("timeout", str(explain("TimeLimit")))
 
 
 def test_no_jobs_are_done_at_once(experiments: Path, slurm: FakeSlurm) -> None:

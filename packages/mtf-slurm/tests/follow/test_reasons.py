@@ -74,3 +74,13 @@ def test_whatever_slurm_says(code: str) -> None:
 def test_running_jobs_have_no_reason() -> None:
     """Slurm writes ``None``."""
     assert str(explain("None")) == str(explain("")) == ""
+
+
+@pytest.mark.parametrize(
+    "text", ["launch failed requeued held", "job requeued in held state"]
+)
+def test_a_hold_is_told_as_both_commands_write_it(text: str) -> None:
+    """``squeue`` has blanks where ``scontrol`` has underscores."""
+    for code in (text, text.replace(" ", "_")):
+        assert "held" in explain(code).sentence
+        assert "scontrol release" in explain(code).advice

@@ -83,3 +83,19 @@ def test_an_index_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "index").mkdir()
     with pytest.raises(SnapshotError, match=r"index: .*cannot be read: Is a directory"):
         _index.copy(tmp_path / "index", tmp_path / "copy")
+
+
+def test_an_index_that_is_damaged(repo: Any) -> None:
+    """It is named as the user knows it, with the way out, which keeps the files."""
+    repo.write(".git/index", b"DIRCdamaged")
+    found = _plumbing.find(repo.path)
+    assert found is not None
+    with pytest.raises(SnapshotError) as caught:
+        freeze(found, Choice())
+    said = str(caught.value)
+    assert said.startswith(f"{repo.path}/.git/index: git cannot read this index: ")
+    assert "mtf-index-" not in said
+    assert "delete it and run `git reset`" in said
+    (repo.path / ".git" / "index").unlink()
+    repo.git("reset")
+    assert freeze(found, Choice()).dirty == ()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from mtf_slurm.errors import SnapshotError
+from mtf_slurm.git import GitManager
 from mtf_slurm.git._plumbing import Repository, find, git_in, init_archive
 from mtf_slurm.git.checkout import git_environ
 
@@ -144,6 +146,43 @@ def test_an_archive_may_be_an_empty_folder(tmp_path: Path) -> None:
     (tmp_path / "code").mkdir()
     (tmp_path / "kept").mkdir()
     assert init_archive(tmp_path / "kept", tmp_path / "code").is_archive
+
+
+def test_an_archive_where_bare_repositories_are_not_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user who has git use only the bare repositories that are named gets one all the same."""
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", "safe.bareRepository")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", "explicit")
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "a.py").write_bytes(b"")
+    manager = GitManager(tmp_path / "code", archive=tmp_path / "kept")
+    snapshot = manager.snapshot("a")
+    assert snapshot.has("a.py")
+    made = manager.checkout(snapshot, tmp_path / "made")
+    assert (made / "a.py").is_file()
+    assert [branch.experiment_name for branch in manager.branches()] == ["a"]
+    assert init_archive(tmp_path / "kept", tmp_path / "code").is_archive
+
+
+@pytest.mark.parametrize("kind", ["objects", "refs"])
+def test_where_this_user_cannot_write(repo: Any, kind: str) -> None:
+    """The folder is named with what to do, and git's own words follow."""
+    found = find(repo.path)
+    assert found is not None
+    commit = repo.git("rev-parse", "HEAD")
+    names = ["heads"] if kind == "refs" else [f"{number:02x}" for number in range(256)]
+    for name in names:
+        path = repo.path / ".git" / kind / name
+        shutil.rmtree(path, ignore_errors=True)
+        path.write_bytes(b"")  # a file: not even root can write in it
+    asked = ("hash-object", "-w", "--stdin")
+    if kind == "refs":
+        asked = ("update-ref", "refs/heads/x", commit)
+    where = rf"{repo.path}/\.git/{kind}/\w+: this user cannot write there.*chmod"
+    with pytest.raises(SnapshotError, match=f"{where}.*git says: `git {asked[0]}"):
+        found.git(*asked)
 
 
 @pytest.mark.parametrize("place", ["repo/.git", "bare", "repo"])

@@ -96,6 +96,31 @@ def test_a_link_is_not_what_it_leads_to(full: Any, tmp_path: Path) -> None:
         prove(full.path, head(full), made)
 
 
+@pytest.mark.parametrize("target", ["a/", "./a", "a//b", "../x/", "a/./b/", "///x"])
+def test_links_are_as_they_are_written(repo: Any, tmp_path: Path, target: str) -> None:
+    """A link whose target could be written shorter is the commit's, and no other is."""
+    (repo.path / "link").symlink_to(target)
+    repo.commit()
+    made = make(repo.path, head(repo), tmp_path / "made")
+    assert os.readlink(made / "link") == target  # noqa: PTH115 -- a Path is written shorter
+    (made / "link").unlink()
+    (made / "link").symlink_to(Path(target))
+    with pytest.raises(CheckoutError, match="changed: 'link'"):
+        prove(repo.path, head(repo), made)
+
+
+def test_a_working_tree_that_is_configured(repo: Any, tmp_path: Path) -> None:
+    """What the commit holds is listed whole, wherever the user's working tree is said to be."""
+    repo.git("config", "core.worktree", str(repo.path))
+    repo.git("config", "filter.swap.clean", "tr a-z A-Z")
+    repo.git("config", "filter.swap.smudge", "tr A-Z a-z")
+    repo.write(".gitattributes", "*.up filter=swap\n")
+    repo.write("a.up", "abc\n")
+    repo.commit()
+    made = make(repo.path / ".git", head(repo), tmp_path / "made")
+    assert (made / "a.up").read_bytes() == b"abc\n"
+
+
 def test_special_files_are_refused(full: Any, tmp_path: Path) -> None:
     """A pipe in the folder is named, and not read."""
     made = make(full.path, head(full), tmp_path / "made")
@@ -144,14 +169,16 @@ def test_a_replaced_commit_is_not_followed(repo: Any, tmp_path: Path) -> None:
 
 def test_filters_are_proven_and_rules_not_applied(repo: Any, tmp_path: Path) -> None:
     """Filters make files and are proven; what rules of line ends would make is undone."""
-    repo.write(".gitattributes", "*.txt text eol=crlf\n*.up filter=swap\n* ident\n")
+    repo.write(".gitattributes", "*.txt text eol=crlf\n*.up* filter=swap\n* ident\n")
     repo.git("config", "filter.swap.clean", "tr a-z A-Z")
     repo.git("config", "filter.swap.smudge", "tr A-Z a-z")
     repo.write("a.txt", "one\ntwo\n")
     repo.write('"new\nline".txt', "one\ntwo\n")
     repo.write("id.py", "# $Id$\n")
     repo.write("a.up", "text\n")
-    repo.write('"new\nline".up', "text\n")
+    odd = ('"new\nline".up', "return.up\r")
+    for name in odd:
+        repo.write(name, "text\n")
     commit = repo.commit()
     repo.git("config", "core.autocrlf", "true")
     made = make(repo.path, commit, tmp_path / "made")
@@ -159,7 +186,7 @@ def test_filters_are_proven_and_rules_not_applied(repo: Any, tmp_path: Path) -> 
     assert (made / '"new\nline".txt').read_bytes() == b"one\ntwo\n"
     assert (made / "train.py").read_bytes() == b"print('one')\n"
     assert (made / "a.up").read_bytes() == b"text\n"
-    assert (made / '"new\nline".up').read_bytes() == b"text\n"
+    assert {(made / name).read_bytes() for name in odd} == {b"text\n"}
     assert (made / "id.py").read_bytes() == b"# $Id$\n"
     prove(repo.path, commit, made)
     (made / "a.txt").write_bytes(b"one\r\ntwo\r\n")

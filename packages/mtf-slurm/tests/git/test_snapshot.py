@@ -43,6 +43,14 @@ def test_what_a_snapshot_has(repo: Any) -> None:
     assert there == {"train.py", "pkg", "link"}
 
 
+def test_what_a_snapshot_has_with_a_working_tree_that_is_configured(repo: Any) -> None:
+    """Where the user's working tree is said to be changes nothing."""
+    repo.git("config", "core.worktree", str(repo.path))
+    snapshot = GitManager(repo.path).snapshot("a")
+    assert snapshot.has("train.py")
+    assert not snapshot.has("other.py")
+
+
 def test_the_script_is_there() -> None:
     """What a job is to run lies beside the package, as a file."""
     assert CHECKOUT_SCRIPT.name == "checkout.py"

@@ -122,8 +122,10 @@ def scancel(store: Store, argv: list[str]) -> str:
             found = [t for t in named(state, job_id) if not t["is_forgotten"]]
             if not found:
                 missing.append(job_id)
+            bases = {task["base"] for task in found}
+            all_of_them = [t for t in state["tasks"].values() if t["base"] in bases]
             for task in found:
-                if task["state"] == "PENDING" and "_" in job_id:
+                if task["state"] == "PENDING" and len(found) < len(all_of_them):
                     del state["tasks"][task["id"]]  # before it began: no trace is left
                 elif task["state"] == "PENDING":
                     end(task, "CANCELLED")
@@ -163,16 +165,32 @@ def scontrol(store: Store, argv: list[str]) -> str:
                 for name in _expanded(nodes)
             )
         case ["requeue", job_ids]:
-            with store.open() as state:
-                for task in [t for i in job_ids.split(",") for t in _shown(state, i)]:
-                    if task["state"] == "RUNNING":
-                        store.ask(task["id"], "requeue")
-                    elif task["state"] in ENDED:
-                        requeue(task, "REQUEUED")
-            return ""
+            return _requeue(store, job_ids.split(","))
         case _:
             msg = f"invalid keyword: {' '.join(argv)}"
             raise Refusal(msg)
+
+
+def _requeue(store: Store, job_ids: list[str]) -> str:
+    """Requeue what can be, and then tell what cannot."""
+    refusals = []
+    with store.open() as state:
+        for job_id in job_ids:
+            try:
+                found = _shown(state, job_id)
+            except Refusal as error:
+                refusals.append(str(error))
+                continue
+            for task in found:
+                if task["state"] == "RUNNING":
+                    store.ask(task["id"], "requeue")
+                elif task["state"] in ENDED:
+                    requeue(task, "REQUEUED")
+                else:
+                    refusals.append(f"Job is pending execution for job {task['id']}")
+    if refusals:
+        raise Refusal("\n".join(refusals))
+    return ""
 
 
 def _expanded(nodes: str) -> list[str]:

@@ -28,8 +28,7 @@ class Blame:
         suspects: Jobs that came back: what ended their last run is asked of accounting.
     """
 
-    def __init__(self, commands: Commands) -> None:
-        self._commands = commands
+    def __init__(self) -> None:
         self._left: dict[str, int] = {}
 
     @property
@@ -48,6 +47,7 @@ class Blame:
         seen: Mapping[str, Seen],
         jobs: Mapping[str, Followed],
         now_s: float,
+        commands: Commands,
     ) -> None:
         """Note what an answer tells.
 
@@ -57,6 +57,7 @@ class Blame:
             seen: How jobs are.
             jobs: Which there are.
             now_s: The date, for failures that have none, in seconds since the epoch.
+            commands: Ask for what nodes are.
         """
         runs = [(i, row) for i in failed if (row := seen[i].row) is not None]
         earlier = {row.job_id: row for row in answer.earlier}
@@ -75,7 +76,7 @@ class Blame:
             if folder is None:
                 continue
             if row.nodes not in blamed:
-                blamed[row.nodes] = nodes.blamed(self._commands, row.nodes)
+                blamed[row.nodes] = nodes.blamed(commands, row.nodes)
             at_s = row.end_s or now_s
             reason = row.reason or row.state
             failures = [

@@ -32,7 +32,8 @@ class Entry:
         priority: The higher goes first.
         user: Whose it is, for quotas.
         ended: How its last job ended; None if it has not.
-        job_id: Of the job that ended so; empty if it never had one.
+        job_id: Of the last job whose end was noted; empty if that is none, or if it was
+            given up for what it waited for.
         refusals: How often Slurm did not take it.
     """
 

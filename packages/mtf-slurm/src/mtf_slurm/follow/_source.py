@@ -72,7 +72,6 @@ class Source:
     """Asks Slurm, for one thread at a time.
 
     Args:
-        commands: What asks.
         folders: Of experiments, by which sources share their answers.
         interval_s: Between two questions.
         form: In which ``squeue`` answers; ``auto`` is `query.form_of`.
@@ -84,14 +83,12 @@ class Source:
 
     def __init__(
         self,
-        commands: Commands,
         folders: Iterable[Path],
         *,
         interval_s: float,
         form: Form | Literal["auto"] = "auto",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._commands = commands
         self._places = [folder / JOBS_FOLDER for folder in sorted({*folders})]
         self._interval_s = interval_s
         self._form = form
@@ -101,10 +98,13 @@ class Source:
         self._count = 0
         self.due_in_s = 0.0
 
-    def ask(self, ids: Collection[str], suspects: Collection[str] = ()) -> Answer:
+    def ask(
+        self, commands: Commands, ids: Collection[str], suspects: Collection[str] = ()
+    ) -> Answer:
         """Return the last answer, or a new one if that is old enough; do not wait.
 
         Args:
+            commands: What asks.
             ids: Of jobs and tasks, to be known of from the next question on.
             suspects: Those of them whose earlier runs are to be known, too.
 
@@ -127,7 +127,7 @@ class Source:
             self._asked_s = self._clock()
             error: MtfSlurmError | None = None
             try:
-                answer = self._asked(wanted)
+                answer = self._asked(commands, wanted)
             except MtfSlurmError as caught:
                 error = caught
                 answer = replace(last, trouble=str(error))
@@ -180,14 +180,14 @@ class Source:
                     wanted.setdefault(job_id, is_suspect)
         return wanted
 
-    def _asked(self, wanted: Mapping[str, bool]) -> Answer:
+    def _asked(self, commands: Commands, wanted: Mapping[str, bool]) -> Answer:
         """Ask the controller, and accounting for what it does not know."""
         if self._form == "auto":
-            self._form = query.form_of(self._commands)
+            self._form = query.form_of(commands)
         tasks = {i.partition(".")[0]: base for i in wanted if (base := query.base_of(i))}
         bases = sorted(set(tasks.values()), key=int)
         try:
-            rows = query.queued(self._commands, bases, form=self._form)
+            rows = query.queued(commands, bases, form=self._form)
         except UnreadableReplyError:
             if self._form == "json":
                 self._form = "text"  # from the next question on
@@ -196,7 +196,7 @@ class Source:
         need = [task for task in tasks if task not in rows or task in suspects]
         try:
             told = query.accounted(
-                self._commands, _few(need, tasks), with_earlier=bool(suspects)
+                commands, _few(need, tasks), with_earlier=bool(suspects)
             )
         except (SchedulerCommandError, SchedulerUnreachableError):
             return Answer(rows=rows, asked=frozenset(wanted))

@@ -69,29 +69,42 @@ class Turns:
 
     def note(self) -> None:
         """Note how jobs ended; that of an experiment that is to run again has not."""
-        for name, ids in self.ids.items():
+        noted = []
+        for name in self.ids:
             entry = self.entries.get(name)
             if entry is None:
                 continue
-            if entry.ended is not None and entry.job_id not in {"", ids[-1]}:
-                entry.ended = None  # somebody has submitted it again
-            now = self._status(name)
-            is_known = now is not None and now.state is not JobState.UNKNOWN
-            if entry.ended is JobState.UNKNOWN and is_known:
-                entry.ended = None  # it was given up, and Slurm shows it again
+            if entry.ended is not None and self._is_open_again(entry):
+                entry.ended, entry.job_id = None, ""
             status = self._over(name)
-            if entry.ended is None and status is not None and not self._runs_again(name):
-                entry.ended, entry.job_id = status.state, ids[-1]
+            goes_on = self._is_let_go(name) or self._runs_again(name)
+            if entry.ended is None and status is not None and not goes_on:
+                entry.ended, entry.job_id = status.state, status.job_id
+                noted.append(entry)
+        for entry in noted:
+            if self._never_began(entry.experiment_name) and self._in_vain(entry):
+                entry.job_id = ""  # Slurm gave it up, as `give_up` would have
+
+    def _is_open_again(self, entry: Entry) -> bool:
+        """Return whether the job that an experiment ended with says something else now."""
+        if not entry.job_id:
+            return False
+        now = self._status(entry.experiment_name)
+        is_known = now is not None and now.state is not JobState.UNKNOWN
+        if entry.job_id != self.ids[entry.experiment_name][-1]:
+            return True  # somebody has submitted it again
+        return now is not None and is_known and now.state is not entry.ended
 
     def take_up(self) -> None:
-        """Let go on what was cancelled, if what it waits for may come true after all."""
+        """Let go on what was given up, if what it waits for may come true after all."""
         has_more = True
         while has_more:
             has_more = False
-            for entry in self.entries.values():
+            for name, entry in self.entries.items():
                 was_given_up = entry.ended is JobState.CANCELLED and not entry.job_id
                 if was_given_up and not self._in_vain(entry):
                     entry.ended, has_more = None, True
+                    entry.job_id = self.ids[name][-1] if name in self.ids else ""
 
     def give_up(self) -> Iterator[tuple[Entry, str]]:
         """Cancel what waits for what cannot come true any more; yield it, and why."""
@@ -112,6 +125,18 @@ class Turns:
             if state is not None and not _is_true(kind, state):
                 return f"it waits for {other} ({kind}), which is {state}"
         return ""
+
+    def is_left(self) -> bool:
+        """Return whether something has not ended, or may have come back since it did."""
+        return any(
+            entry.ended is None or self._is_hearsay(name)
+            for name, entry in self.entries.items()
+        )
+
+    def _is_hearsay(self, name: str) -> bool:
+        """Return whether an end is what others heard, some time ago."""
+        status = self._status(name)
+        return status is not None and status.state.is_final and not status.is_over
 
     def choose(self) -> list[Entry]:
         """Return what may be submitted now: for what it waits has a job, or gets one."""
@@ -161,6 +186,18 @@ class Turns:
         """Return how the last job of an experiment is, if that is known."""
         return self.statuses.get(self.ids[name][-1]) if name in self.ids else None
 
+    def _is_let_go(self, name: str) -> bool:
+        """Return whether an experiment is to get a job after one that never began."""
+        entry = self.entries[name]
+        is_last = entry.ended is None and entry.job_id == self.ids[name][-1]
+        return is_last and self._never_began(name)
+
+    def _never_began(self, name: str) -> bool:
+        """Return whether the job of an experiment was cancelled before it had a node."""
+        status = self._over(name)
+        is_cancelled = status is not None and status.state is JobState.CANCELLED
+        return is_cancelled and status is not None and not status.node
+
     def _over(self, name: str) -> JobStatus | None:
         """Return how the last job of an experiment ended; None if it did not."""
         status = self._status(name)
@@ -171,7 +208,7 @@ class Turns:
         status = self._over(name)
         if status is None or len(self.ids[name]) > self.max_resubmissions:
             return False
-        if status.state is not JobState.CANCELLED or status.node:
+        if not self._never_began(name):
             return status.state in _RUN_AGAIN
         # Slurm cancels what waits for one that ended early, and knows not that it goes on.
         others = self.entries[name].after

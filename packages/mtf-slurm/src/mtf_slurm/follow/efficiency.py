@@ -31,7 +31,7 @@ _FORMAT = (
     "JobID",
     *("State", "ExitCode", "ElapsedRaw", "TimelimitRaw", "AllocCPUS", "NNodes"),
     *("TotalCPU", "ReqMem", "AllocTRES", "MaxRSS", "NTasks"),
-    *("TRESUsageInTot", "WorkDir"),
+    "TRESUsageInTot",
 )
 _SHOWN = 10
 _MOST_TASKS = 100  # of more, accounting is asked for whole arrays
@@ -47,7 +47,6 @@ class Efficiency:
     Attributes:
         job_id: Which; empty for several.
         state: How it is; None for several.
-        folder: Where it ran; empty for several.
         said: Slurm's own words for that, such as ``OUT_OF_MEMORY``; empty for several.
         elapsed_s: How long it ran, in seconds; the sum of all.
         time_limit_s: How long it was allowed to; None for no limit, too.
@@ -63,7 +62,6 @@ class Efficiency:
 
     job_id: str
     state: JobState | None
-    folder: str
     said: str
     elapsed_s: float
     time_limit_s: float | None
@@ -129,7 +127,6 @@ class EfficiencyReport:
         return Efficiency(
             job_id="",
             state=None,
-            folder="",
             said="",
             elapsed_s=sum(job.elapsed_s for job in self.jobs),
             time_limit_s=sum(a for a, _ in time) if len(time) == len(self.jobs) else None,
@@ -232,7 +229,6 @@ def _of_job(
     return Efficiency(
         job_id=job_id,
         state=from_slurm(line["State"], line["ExitCode"]),
-        folder=line["WorkDir"],
         said=line["State"],
         elapsed_s=elapsed_s,
         time_limit_s=int(limit) * 60.0 if limit.isdecimal() else None,

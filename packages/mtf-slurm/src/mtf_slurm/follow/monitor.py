@@ -28,7 +28,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Literal
 
-from mtf_slurm import _control
+from mtf_slurm import _again
 from mtf_slurm._outcomes import Outcomes, task_of
 from mtf_slurm.command import Commands
 from mtf_slurm.follow._blame import Blame
@@ -87,7 +87,6 @@ class JobMonitor:
         self._jobs = Jobs([Path(folder).absolute() for folder in given], job_ids)
         self._commands = commands or Commands(num_attempts=1)
         self._source = Source(
-            self._commands,
             self._jobs.folders,
             interval_s=interval_s,
             form=form,
@@ -103,7 +102,7 @@ class JobMonitor:
         self._seen: dict[str, Seen] = {}
         self._heard: dict[str, Seen] = {}  # from others, and not asked for yet
         self._followed: dict[str, Followed] = {}
-        self._blame = Blame(self._commands)
+        self._blame = Blame()
         self._stamp = ""
         self._trouble = ""
         self._is_stopped = False
@@ -156,10 +155,13 @@ class JobMonitor:
             SchedulerUnreachableError: If there is no Slurm on this machine.
             SchedulerCommandError: If it refuses to answer.
         """
+        return self._poll_told(self._commands)
+
+    def _poll_told(self, commands: Commands) -> list[StateChange]:
         if not self._polling.acquire(blocking=False):
             return []  # another thread does this
         try:
-            changes = self._poll()
+            changes = self._poll(commands)
         finally:
             self._polling.release()
         for change in changes:
@@ -203,7 +205,10 @@ class JobMonitor:
             )
         try:
             while True:
-                self.poll()
+                commands = self._commands
+                if deadline is not None:
+                    commands = commands.within(deadline - self._clock())
+                self._poll_told(commands)
                 while queue:
                     yield queue.popleft()
                 if self._is_stopped or self.is_done:
@@ -248,7 +253,7 @@ class JobMonitor:
             if job_id not in seen or not seen[job_id].is_over(now_s, self._unknown_s)
         ]
 
-    def _poll(self) -> list[StateChange]:
+    def _poll(self, commands: Commands) -> list[StateChange]:
         if self._clock() < self._due_s:
             return []
         self._followed = self._jobs.now()
@@ -257,15 +262,15 @@ class JobMonitor:
             self._stamp = self._stamp or "nothing"
             self._due_s = self._clock() + self._wait_s
             return []
-        answer = self._source.ask(ids, self._blame.suspects)
+        answer = self._source.ask(commands, ids, self._blame.suspects)
         if answer.stamp in {self._stamp, ""}:  # somebody asked not long ago
             self._due_s = self._clock() + max(0.05, self._source.due_in_s)
             return []
         self._say(answer.trouble)
         seen, changes = self._seen, list[StateChange]()
-        self._hear(answer, ids)
+        self._hear(commands, answer, ids)
         if not answer.trouble:
-            seen, changes = self._take(answer, ids)
+            seen, changes = self._take(commands, answer, ids)
         self._wait_s = (
             self._interval_s if changes else min(self._longest_s, self._wait_s * _SLOWER)
         )
@@ -284,7 +289,7 @@ class JobMonitor:
             _log.warning("Slurm answers again")
         self._trouble = trouble
 
-    def _hear(self, answer: Answer, ids: list[str]) -> None:
+    def _hear(self, commands: Commands, answer: Answer, ids: list[str]) -> None:
         """Note how jobs had ended that others do not ask for any more.
 
         They may have been requeued since, so they are asked for all the same.
@@ -292,30 +297,34 @@ class JobMonitor:
         rows = dict(answer.ended)
         ended = [i for i in ids if i not in answer.asked and task_of(i) in rows]
         known = Known(rows, is_whole=False)
-        outcomes = Outcomes(self._commands, ended, self._jobs.folders, known=known)
+        outcomes = Outcomes(commands, ended, self._jobs.folders, known=known)
         self._heard = {
             i: Seen(state=outcomes.state(i), row=rows[task_of(i)]) for i in ended
         }
 
     def _take(
-        self, answer: Answer, ids: list[str]
+        self, commands: Commands, answer: Answer, ids: list[str]
     ) -> tuple[dict[str, Seen], list[StateChange]]:
         """Return what is known after an answer, and what is new."""
         told = [job_id for job_id in ids if job_id in answer.asked]
         known = Known(dict(answer.rows), answer.is_whole)
-        outcomes = Outcomes(self._commands, told, self._jobs.folders, known=known)
+        outcomes = Outcomes(commands, told, self._jobs.folders, known=known)
         at, now_s = datetime.now(UTC), self._clock()
         seen, changes, failed = dict(self._seen), [], []
         states = {job_id: outcomes.state(job_id) for job_id in told}
         if self._brings_back:
-            ended = [i for i, state in states.items() if state in _control.MAY_COME_BACK]
-            back = _control.bring_back(self._commands, ended, self._jobs.folders)
+            ended = [i for i, state in states.items() if state in _again.MAY_COME_BACK]
+            back = _again.bring_back(commands, ended, self._jobs.folders)
             states |= dict.fromkeys(back, JobState.PENDING)
         for job_id, state in states.items():
             before = seen.get(job_id, Seen())
             row = outcomes.row(job_id) or before.row
-            if row is not None and "." in job_id and row.state is not state:
-                row = replace(row, reason="")  # which is the task's, and not this one's
+            if (
+                row is not None and row.state is not state
+            ):  # as the experiment says itself
+                row = replace(
+                    row, reason="TimeLimit" if state is JobState.TIMEOUT else ""
+                )
             after = before.then(state, row, now_s)
             seen[job_id] = after
             if before.is_back(after.state, row):
@@ -325,5 +334,6 @@ class JobMonitor:
             changes.append(after.change(before, self._followed[job_id], at))
             if after.state is JobState.NODE_FAILED:
                 failed.append(job_id)
-        self._blame.take(answer, failed, seen, self._followed, at.timestamp())
+        dated_s = at.timestamp()
+        self._blame.take(answer, failed, seen, self._followed, dated_s, commands)
         return seen, changes

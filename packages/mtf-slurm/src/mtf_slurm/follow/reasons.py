@@ -78,10 +78,6 @@ _TABLE = {
         f"{_ADMIN}, or `scontrol release` it",
     ),
     "JobHoldMaxRequeue": ("it came back too often, and is held", _HOLD),
-    "launch_failed_requeued_held": (
-        "it could not be started on its node, came back and is held",
-        f"{_HOLD}; if it happens again on that node, exclude the node",
-    ),
     "JobLaunchFailure": (
         "it could not be started: by a file system, a missing program or the node",
         "look at its folder and the node's state",
@@ -139,6 +135,11 @@ _TABLE = {
 }
 # What Slurm writes in the place of a code.
 _TEXTS = {
+    "launch failed requeued held": (
+        "it could not be started on its node, came back and is held",
+        f"{_HOLD}; if it happens again on that node, exclude the node",
+    ),
+    "job requeued in held state": ("it was requeued, and is held", _HOLD),
     "nodes required for job are down": (
         "nodes that it needs are down, drained or kept for jobs of other partitions",
         "wait, name no nodes, or ask for less",

@@ -263,7 +263,7 @@ class ExperimentSchedule:
                 told = [_end(entry, why) for entry, why in turns.give_up()]
                 if time.monotonic() >= self._pause_s:
                     told += self._submit(entries, turns.choose())
-                is_left = any(entry.ended is None for entry in entries.values())
+                is_left = turns.is_left()
         except BlockingIOError:  # another process does this
             return True
         for change in told:

@@ -3,10 +3,9 @@
 Every file is in the tree, or is named in an error. Where git made other bytes of a file, for
 a rule of line ends, encodings or keywords, it is stored as it lies there, and so is its
 executable bit where ``core.fileMode`` is false. Only what attributes give to a filter stays
-as that made it; and the filter must make of that what lies on disk, or the file is an error. A
-filter that only cleans, on the way into git, is taken at its word, unless it leaves a pointer.
-Other bytes are told by their number, which rules of line ends and keywords change; encodings
-may not, so what they were made of is always stored.
+as that made it: see ``_filters.py``. Other bytes are told by their number, which rules of line
+ends and keywords change. Encodings may not, nor a filter that rules on disk name and frozen ones
+do not: what these were made of is always stored.
 
 A link by its absolute path to what is frozen is an error: a job would follow it to what lies
 there by then.
@@ -19,34 +18,24 @@ Source: ``git-ls-tree(1)``, ``gitattributes(5)``, git's ``partial-clone`` note.
 
 from __future__ import annotations
 
-import filecmp
 import os
 import shlex
 import stat
-import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 from mtf_slurm.errors import SnapshotError
+from mtf_slurm.git import _filters
+from mtf_slurm.git._filters import shown
 from mtf_slurm.git._plumbing import Repository
-from mtf_slurm.git.checkout import (
-    WHOLE,
-    CheckoutError,
-    by_attributes,
-    check_filters,
-    filters_required,
-    only_cleaned,
-)
+from mtf_slurm.git.checkout import by_attributes
 
-__all__ = ["Look", "exact", "shown", "write"]
+__all__ = ["Look", "exact", "write"]
 
 _REGULAR, _EXECUTABLE, _LINK = b"100644", b"100755", b"120000"
-_NUM_SHOWN = 5
 _NUM_HASHED = 200  # files a call: they are arguments
-_MADE_BYTES = 1 << 28  # by filters, at once
-_POINTER = b"version https://git-lfs.github.com/spec/"
-
 
 # When a file changed (ns), its inode, mode and size. Plain: there are as many as files.
 Look = tuple[int, int, int, int]
@@ -104,15 +93,24 @@ def exact(
     differ = _compared(repository.top, stored, looks)
     _check_links(repository.top, stored)
     git = partial(repository.git, index=index)
-    filtered, encoded = by_attributes(git, stored, "filter", "working-tree-encoding")
-    try:
-        check_filters(git, filtered)
-        cleaned = only_cleaned(git, filtered)
-    except CheckoutError as error:
-        raise SnapshotError(repository.top, str(error)) from error
-    there = {path for path in stored if _is_file(looks.get(path))}
-    _check_made(repository, index, sorted(filtered.keys() & there), looks, cleaned)
-    for path in encoded.keys() & there:
+    asked = ("filter", "working-tree-encoding")
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        on_disk = pool.submit(by_attributes, git, stored, *asked, where=())
+        filtered, encoded = by_attributes(git, stored, *asked)
+        filtered_there, encoded_there = on_disk.result()
+    sizes = {
+        path: look[3]
+        for path, about in stored.items()
+        if (look := looks.get(path)) and stat.S_ISREG(look[2]) and about[:6] != _LINK
+    }
+    if filtered:
+        made = {
+            path: (stored[path].split()[2], sizes[path])
+            for path in filtered.keys() & sizes
+        }
+        _filters.check(repository, index, filtered, filtered_there, made, encoded=encoded)
+    kept = {*encoded, *encoded_there, *filtered_there} - filtered.keys()
+    for path in kept & sizes.keys():
         _, _, oid, _ = stored[path].split()
         differ[path] = differ.get(path, (stored[path][:6],))[0], oid, True
     raw = [path for path in differ if differ[path][2] and path not in filtered]
@@ -126,12 +124,6 @@ def exact(
     lines = (b"%s %s\t%s\0" % (differ[path][0], oids[path], path) for path in differ)
     git("update-index", "-z", "--index-info", stdin=b"".join(lines))
     return git("write-tree").decode("ascii").strip()
-
-
-def shown(paths: Sequence[bytes]) -> str:
-    """Return the first few paths, for an error."""
-    more = f" and {len(paths) - _NUM_SHOWN} more" * (len(paths) > _NUM_SHOWN)
-    return ", ".join(repr(os.fsdecode(path)) for path in paths[:_NUM_SHOWN]) + more
 
 
 def _compared(
@@ -158,10 +150,6 @@ def _compared(
         reason = f"git cannot take {shown(lost)}: rename them, or have git ignore them"
         raise SnapshotError(top, reason)
     return differ
-
-
-def _is_file(look: Look | None) -> bool:
-    return look is not None and stat.S_ISREG(look[2])
 
 
 def _check_links(top: Path, stored: Mapping[bytes, bytes]) -> None:
@@ -201,85 +189,6 @@ def _with_folders(paths: Mapping[bytes, bytes]) -> set[bytes]:
             found.add(inside)
             inside = inside.rpartition(b"/")[0]
     return found
-
-
-def _check_made(
-    repository: Repository,
-    index: Path,
-    paths: Sequence[bytes],
-    looks: Mapping[bytes, Look | None],
-    cleaned: Collection[bytes],
-) -> None:
-    """Refuse files that their filters would not make as they lie on disk.
-
-    Of *cleaned* ones, pointers alone.
-    """
-    if not paths:
-        return
-    git = partial(repository.git, index=index)
-    settings = (part for key in WHOLE for part in ("-c", f"{key}={WHOLE[key]}"))
-    options = (*settings, *filters_required(git))
-    other: list[bytes] = []
-    for some in _portions(paths, looks):
-        with tempfile.TemporaryDirectory(dir=index.parent) as folder:
-            names = b"".join(path + b"\0" for path in some)
-            to = ("checkout-index", "--ignore-skip-worktree-bits", f"--prefix={folder}/")
-            try:
-                git(*options, *to, "-z", "--stdin", stdin=names)
-            except SnapshotError as error:
-                reason = f"{error.reason}; {_made_fix(shown(some))}"
-                raise SnapshotError(repository.top, reason) from error
-            other += (
-                path
-                for path in some
-                if not _is_same(Path(folder), repository.top, path)
-                and (path not in cleaned or _is_pointer(Path(folder), path))
-            )
-    if other:
-        reason = (
-            f"what their filters would make of {shown(other)} is not what lies there, so a "
-            f"job would run with something else; {_made_fix('them')}"
-        )
-        raise SnapshotError(repository.top, reason)
-
-
-def _made_fix(what: str) -> str:
-    return (
-        f"have filters that make {what} (for lfs: `git lfs install`, without --skip-smudge, "
-        f"and `git lfs pull`); or have them frozen as they lie there, by lines such as "
-        f"`*.bin -filter` in .git/info/attributes"
-    )
-
-
-def _portions(
-    paths: Sequence[bytes], looks: Mapping[bytes, Look | None]
-) -> Iterator[list[bytes]]:
-    some: list[bytes] = []
-    left = _MADE_BYTES
-    for path in paths:
-        look = looks[path]
-        left -= look[3] if look else 0
-        if some and left < 0:
-            yield some
-            some, left = [], _MADE_BYTES
-        some.append(path)
-    yield some
-
-
-def _is_same(made: Path, top: Path, path: bytes) -> bool:
-    name = os.fsdecode(path)
-    try:
-        return filecmp.cmp(made / name, top / name, shallow=False)
-    except OSError:
-        return False  # not made, or gone
-
-
-def _is_pointer(made: Path, path: bytes) -> bool:
-    try:
-        with (made / os.fsdecode(path)).open("rb") as file:
-            return file.read(len(_POINTER)) == _POINTER
-    except OSError:
-        return True  # not made
 
 
 def _fetch(repository: Repository, tree: str) -> None:

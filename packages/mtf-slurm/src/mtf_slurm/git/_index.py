@@ -9,11 +9,12 @@ import os
 import uuid
 from collections.abc import Collection
 from pathlib import Path
+from typing import NoReturn
 
 from mtf_slurm.errors import SnapshotError
-from mtf_slurm.git._exact import shown
+from mtf_slurm.git._filters import shown
 
-__all__ = ["copy", "identity", "refuse_unmerged"]
+__all__ = ["copy", "identity", "refuse_damaged", "refuse_unmerged"]
 
 # What git keeps in its folder meanwhile, what that is, and the command that ends it. A rebase
 # picks and merges on its way, so it comes first.
@@ -47,6 +48,19 @@ def refuse_unmerged(top: Path, git_dir: Path, unmerged: Collection[bytes]) -> No
             f"and `git add` them, or `{undo}`, and submit again"
         )
         raise SnapshotError(top, reason)
+
+
+def refuse_damaged(index: Path, copied: Path, error: SnapshotError) -> NoReturn:
+    """Refuse an index by its own name, given what git says of the copy.
+
+    Raises:
+        SnapshotError: Always.
+    """
+    reason = (
+        f"git cannot read this index: {error.reason.replace(str(copied), str(index))}; if it "
+        f"is damaged, delete it and run `git reset`, which keeps the files"
+    )
+    raise SnapshotError(index, reason) from error
 
 
 def copy(source: Path, target: Path) -> tuple[int, int] | None:

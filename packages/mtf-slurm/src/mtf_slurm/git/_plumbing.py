@@ -7,6 +7,7 @@ own ``GIT_*`` variables lead, and runs no hook. Source: ``git(1)``, ``git-rev-pa
 from __future__ import annotations
 
 import os
+import subprocess
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 from mtf_slurm.errors import SnapshotError
-from mtf_slurm.git.checkout import CheckoutError, git_environ, run_git
+from mtf_slurm.git.checkout import TIMEOUT_S, CheckoutError, git_environ, run_git
 
 __all__ = ["Repository", "find", "git_in", "init_archive"]
 
@@ -47,6 +48,8 @@ class Repository:
         index: Path | None = None,
         stdin: bytes = b"",
         extra: Mapping[str, str] | None = None,
+        timeout_s: float = TIMEOUT_S,
+        output: int = subprocess.PIPE,
     ) -> bytes:
         """Run git in the root of the working tree; return its output.
 
@@ -55,9 +58,11 @@ class Repository:
             index: The index to work on. Without one, an empty one that cannot be written.
             stdin: What it reads.
             extra: More of its environment.
+            timeout_s: When to give up, in seconds.
+            output: Where it writes; nothing is returned then.
 
         Raises:
-            SnapshotError: If it fails.
+            SnapshotError: If it fails; or this user may not write what git stores.
         """
         none = self.common_dir / "no-index" / "index"  # read as empty, cannot be written
         environ = git_environ(
@@ -66,7 +71,26 @@ class Repository:
             GIT_INDEX_FILE=str(index or none),
             **(extra or {}),
         )
-        return git_in(self.top, *args, environ=environ, stdin=stdin)
+        try:
+            return git_in(
+                self.top,
+                *args,
+                environ=environ,
+                stdin=stdin,
+                timeout_s=timeout_s,
+                output=output,
+            )
+        except SnapshotError as error:
+            objects = self.common_dir / "objects"
+            for place in (objects, *objects.glob("??"), self.common_dir / "refs/heads"):
+                if not os.access(place, os.W_OK | os.X_OK):
+                    reason = (
+                        f"this user cannot write there, where git keeps what is frozen: see "
+                        f"to its rights (`chmod u+rwx`, or ask its owner), or submit from a "
+                        f"clone of your own; git says: {error.reason}"
+                    )
+                    raise SnapshotError(place, reason) from error
+            raise
 
     @cached_property
     def oid_digits(self) -> int:
@@ -76,7 +100,12 @@ class Repository:
 
 
 def git_in(
-    folder: Path, *args: str | bytes, environ: Mapping[str, str], stdin: bytes = b""
+    folder: Path,
+    *args: str | bytes,
+    environ: Mapping[str, str],
+    stdin: bytes = b"",
+    timeout_s: float = TIMEOUT_S,
+    output: int = subprocess.PIPE,
 ) -> bytes:
     """Run git in *folder*; return its output.
 
@@ -84,7 +113,14 @@ def git_in(
         SnapshotError: If it fails.
     """
     try:
-        return run_git(*args, cwd=folder, environ=environ, stdin=stdin)
+        return run_git(
+            *args,
+            cwd=folder,
+            environ=environ,
+            stdin=stdin,
+            timeout_s=timeout_s,
+            output=output,
+        )
     except CheckoutError as error:
         raise SnapshotError(folder, str(error)) from error
     except OSError as error:
@@ -141,7 +177,8 @@ def init_archive(store: Path, folder: Path) -> Repository:
                 # No template: its hooks and excludes are for repositories of people.
                 args = ("init", "--quiet", "--bare", "--template=", ".")
                 git_in(made, *args, environ=git_environ())
-                git_in(made, "config", _MARK, "true", environ=git_environ())
+                named = git_environ(GIT_DIR=str(made))  # some look for no bare ones
+                git_in(made, "config", _MARK, "true", environ=named)
                 made.rename(store)
         except OSError as error:
             if not _is_archive(store):  # else another process was first

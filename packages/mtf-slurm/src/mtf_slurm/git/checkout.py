@@ -43,11 +43,11 @@ __all__ = [
     "CheckoutError",
     "by_attributes",
     "check_filters",
+    "configuration",
     "filters_required",
     "git_environ",
     "main",
     "make",
-    "only_cleaned",
     "prove",
     "remove",
     "run_git",
@@ -125,6 +125,7 @@ def run_git(
     stdin: bytes = b"",
     settings: Mapping[str, str] | None = None,
     timeout_s: float = TIMEOUT_S,
+    output: int = subprocess.PIPE,
 ) -> bytes:
     """Run git, with nothing of the repository run by it but filters; return its output.
 
@@ -135,6 +136,7 @@ def run_git(
         stdin: What it reads.
         settings: Configuration beyond what every call has.
         timeout_s: When to give up, in seconds.
+        output: Where it writes; nothing is returned then.
 
     Raises:
         CheckoutError: If there is no git, or it fails or takes too long.
@@ -150,7 +152,7 @@ def run_git(
             cwd=cwd,
             env=environ,
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=output,
             stderr=subprocess.PIPE,
         ) as process:
             try:
@@ -169,7 +171,7 @@ def run_git(
         said = without_secrets(err.decode("utf-8", "backslashreplace").strip())
         msg = f"`{shown}` exited {process.returncode} in {cwd}: {said}"
         raise CheckoutError(msg)
-    return out
+    return out or b""
 
 
 def without_secrets(text: str) -> str:
@@ -186,14 +188,18 @@ def without_secrets(text: str) -> str:
 
 
 def by_attributes(
-    git: Callable[..., bytes], paths: Collection[bytes], *names: str
+    git: Callable[..., bytes],
+    paths: Collection[bytes],
+    *names: str,
+    where: Collection[str] = ("--cached",),
 ) -> list[dict[bytes, bytes]]:
     """Return, for each attribute, those of *paths* that have a value of it, with that.
 
     Args:
-        git: Runs git on the index, whose rules count, given its arguments and ``stdin``.
+        git: Runs git on an index, given its arguments and ``stdin``.
         paths: Which.
         names: Of the attributes.
+        where: Options of ``git check-attr``; by default the rules in the index count.
 
     Raises:
         CheckoutError: If git fails.
@@ -202,7 +208,7 @@ def by_attributes(
     if paths:
         stdin = b"".join(path + b"\0" for path in paths)
         whole = ("-c", "core.sparseCheckout=false")  # else rules left away do not count
-        said = git(*whole, "check-attr", "--cached", "-z", "--stdin", *names, stdin=stdin)
+        said = git(*whole, "check-attr", *where, "-z", "--stdin", *names, stdin=stdin)
         fields = iter(said.split(b"\0")[:-1])
         for path, name, value in zip(fields, fields, fields, strict=True):
             if value not in {b"unspecified", b"unset", b"set", b""}:
@@ -210,21 +216,28 @@ def by_attributes(
     return list(values.values())
 
 
-def check_filters(git: Callable[..., bytes], filters: Mapping[bytes, bytes]) -> None:
+def configuration(git: Callable[..., bytes]) -> dict[bytes, bytes]:
+    """Return what git is configured with, by key, given what runs it.
+
+    Raises:
+        CheckoutError: If git fails.
+    """
+    lines = (line.partition(b"\n") for line in git("config", "--list", "-z").split(b"\0"))
+    return {key: value for key, _, value in lines}
+
+
+def check_filters(config: Mapping[bytes, bytes], filters: Mapping[bytes, bytes]) -> None:
     """Refuse a filter that git does not have here: it would take files as stored.
 
     Args:
-        git: Runs git, given its arguments.
+        config: Git's configuration.
         filters: By path.
 
     Raises:
         CheckoutError: If one is missing. What is stored is a pointer, with git-lfs.
     """
-    if not filters:
-        return
-    configured = _config(git).keys()
     for path, name in filters.items():
-        if not {b"filter.%s.%s" % (name, of) for of in _OF_FILTERS} & configured:
+        if not {b"filter.%s.%s" % (name, of) for of in _OF_FILTERS} & config.keys():
             driver = os.fsdecode(name)
             msg = (
                 f"{os.fsdecode(path)!r} and its like go through the filter {driver!r}, which "
@@ -235,44 +248,12 @@ def check_filters(git: Callable[..., bytes], filters: Mapping[bytes, bytes]) -> 
             raise CheckoutError(msg)
 
 
-def only_cleaned(git: Callable[..., bytes], filters: Mapping[bytes, bytes]) -> set[bytes]:
-    """Return the files that filters change on their way into git, and not out of it.
-
-    Args:
-        git: Runs git, given its arguments.
-        filters: By path.
-
-    Raises:
-        CheckoutError: If git fails.
-    """
-    config = _config(git)
-    makers = {
-        name
-        for name in filters.values()
-        for of in (b"smudge", b"process")
-        if config.get(b"filter.%s.%s" % (name, of), b"") not in {b"", b"cat"}
-    }
-    return {path for path, name in filters.items() if name not in makers}
-
-
-def filters_required(git: Callable[..., bytes]) -> list[str]:
-    """Return options of git by which it fails where a filter fails to make a file.
-
-    Args:
-        git: Runs git, given its arguments.
-
-    Raises:
-        CheckoutError: If git fails.
-    """
+def filters_required(config: Mapping[bytes, bytes]) -> list[str]:
+    """Return options of git by which it fails where a filter fails to make a file."""
     makes = re.compile(rb"filter\.(.+)\.(?:smudge|process)", re.DOTALL)
-    found = (makes.fullmatch(key) for key, value in _config(git).items() if value)
+    found = (makes.fullmatch(key) for key, value in config.items() if value)
     names = sorted({os.fsdecode(match[1]) for match in found if match})
     return [part for name in names for part in ("-c", f"filter.{name}.required=true")]
-
-
-def _config(git: Callable[..., bytes]) -> dict[bytes, bytes]:
-    lines = (line.partition(b"\n") for line in git("config", "--list", "-z").split(b"\0"))
-    return {key: value for key, _, value in lines}
 
 
 class _Entry(NamedTuple):
@@ -334,9 +315,9 @@ def make(repository: Path, commit: str, folder: Path, *, replace: bool = False) 
         code, index = aside / "code", aside / "index"
         code.mkdir()
         try:
-            strict = filters_required(partial(known.run, folder=code, index=index))
-            fill = (*strict, "read-tree", "--reset", "-u", commit)
-            known.run(*fill, folder=code, index=index)
+            git = partial(known.run, folder=code, index=index)
+            strict = filters_required(configuration(git))
+            git(*strict, "read-tree", "--reset", "-u", commit)
         except CheckoutError as error:
             msg = (
                 f"{commit} cannot be checked out: {error}. If a filter failed: this node "
@@ -441,7 +422,8 @@ def _open(repository: Path, commit: str) -> _Commit:
         raise CheckoutError(msg)
     tree = body[len(b"tree ") : body.index(b"\n")].decode("ascii")
     entries = {}
-    listed = run_git("ls-tree", "-r", "-z", tree, cwd=repository, environ=environ)
+    whole = ("ls-tree", "-r", "-z", "--full-tree", tree)  # whatever core.worktree says
+    listed = run_git(*whole, cwd=repository, environ=environ)
     for line in listed.split(b"\0")[:-1]:
         about, _, name = line.partition(b"\t")
         mode, _, oid = about.split(b" ")
@@ -468,7 +450,8 @@ def _check(known: _Commit, folder: Path, index: Path, *, is_new: bool = False) -
     asked = [os.fsencode(path) for path in (entries if has_rules else differ)]
     git = partial(known.run, folder=folder, index=index)
     [filters] = by_attributes(git, asked, "filter")
-    check_filters(git, filters)
+    if filters:
+        check_filters(configuration(git), filters)
     filtered = differ & {os.fsdecode(path) for path in filters}
     same = list(_filtered(known, filtered, folder, index))
     if is_new:
@@ -502,7 +485,7 @@ def _walk(known: _Commit, folder: Path) -> Iterator[tuple[str, _Entry]]:
     for entry, path in _files(folder):
         expected = known.entries.get(path)
         if entry.is_symlink():
-            target = os.fsencode(Path(entry.path).readlink())
+            target = os.readlink(os.fsencode(entry.path))  # noqa: PTH115 -- as it is
             yield path, _Entry(_LINK, _oid(known.algorithm, b"blob", target))
         elif entry.is_dir():
             # A repository within the repository, which nobody filled.
@@ -541,7 +524,7 @@ def _filtered(
     """Yield what differs from the commit's file only as its filter makes it."""
     left = dict.fromkeys(paths)
     # One call for all, whatever their size; but a line cannot hold every name.
-    lines = [path for path in left if "\n" not in path and not path.startswith('"')]
+    lines = [path for path in left if not re.search(r'\n|^"|\r$', path)]
     if lines:
         names = b"".join(os.fsencode(path) + b"\n" for path in lines)
         args = ("hash-object", "--stdin-paths")

@@ -29,6 +29,7 @@ from pathlib import Path
 from mtf_slurm.errors import SnapshotError
 from mtf_slurm.git import _exact, _index
 from mtf_slurm.git._exact import Look
+from mtf_slurm.git._filters import shown
 from mtf_slurm.git._plumbing import Repository, git_in
 from mtf_slurm.git.checkout import git_environ
 
@@ -112,7 +113,7 @@ def freeze(repository: Repository, choice: Choice) -> Frozen:
             )
             raise SnapshotError(repository.index, reason) from error
     reason = (
-        f"files change while they are read: {_exact.shown(changed)}; try again when they rest; "
+        f"files change while they are read: {shown(changed)}; try again when they rest; "
         f"what a program writes all the time belongs into .gitignore"
     )
     raise SnapshotError(repository.top, reason)
@@ -190,7 +191,11 @@ class _Freezing:
     def _read_index(self) -> None:
         """Look at what git knows, and unmark what it would not look at."""
         files, assumed, skipped, unmerged = [], [], [], set()
-        for line in self._git("ls-files", "-s", "-v", "-z").split(b"\0")[:-1]:
+        try:
+            listed = self._git("ls-files", "-s", "-v", "-z")
+        except SnapshotError as error:
+            _index.refuse_damaged(self._repository.index, self._index, error)
+        for line in listed.split(b"\0")[:-1]:
             about, _, path = line.partition(b"\t")
             if about.startswith(b"H 100") and about.endswith(b" 0"):  # most are
                 files.append(path)
@@ -331,7 +336,7 @@ class _Freezing:
             reason = (
                 f"{len(sizes)} files that git does not know hold {total / _MIB:,.1f} MiB, more "
                 f"than the limit of {limit / _MIB:,.1f} MiB; the biggest are "
-                f"{_exact.shown(biggest)}: put data into .gitignore, or raise max_untracked_bytes"
+                f"{shown(biggest)}: put data into .gitignore, or raise max_untracked_bytes"
             )
             raise SnapshotError(self._repository.top, reason)
 

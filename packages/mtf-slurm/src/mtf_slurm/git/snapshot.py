@@ -72,4 +72,5 @@ class Snapshot:
 @lru_cache(maxsize=1024)
 def _has(repository: Path, tree: str, path: str) -> bool:
     environ = checkout.git_environ(GIT_DIR=str(repository))
-    return git_in(repository, "ls-tree", tree, "--", path, environ=environ) != b""
+    asked = ("ls-tree", "--full-tree", tree, "--", path)  # whatever core.worktree says
+    return git_in(repository, *asked, environ=environ) != b""

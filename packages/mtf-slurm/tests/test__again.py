@@ -1,0 +1,330 @@
+from __future__ import annotations
+
+import fcntl
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtf_slurm._ends import End
+from mtf_slurm.command import Commands
+from mtf_slurm.errors import (
+    SchedulerCommandError,
+    SchedulerUnreachableError,
+    SubmissionError,
+)
+from mtf_slurm.launcher import SLURMLauncher
+from mtf_slurm.testing import FakeSlurm
+
+Make = Callable[..., Any]
+WaitFor = Callable[[Callable[[], object]], None]
+QUICK = Commands(timeout_s=20, num_attempts=3, sleep=lambda _: None)
+
+
+def test_what_has_succeeded_runs_again_if_it_is_asked_to(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
+) -> None:
+    """A refused requeue leaves it as it is; one that is taken runs it."""
+    launcher = make_launcher()
+    job_id = launcher.submit_single_experiment(experiment("e"))
+    launcher.wait([job_id], timeout_s=60)
+    end = project / "experiments" / "e" / f"{job_id}.exit"
+    before = end.read_bytes()
+    slurm.fail("scontrol", "error: Invalid job id specified")
+    with pytest.raises(SchedulerCommandError):
+        launcher.requeue([job_id])
+    assert end.read_bytes() == before
+    launcher.requeue([job_id])
+    assert launcher.wait([job_id], timeout_s=60) == ["succeeded"]
+    starts = project / "experiments" / "e" / "starts"
+    assert starts.read_text(encoding="utf-8").split() == ["one"] * 2
+
+
+def test_one_that_is_refused_keeps_no_other_from_running(
+    make_launcher: Make, experiment: Make, project: Path
+) -> None:
+    """Slurm requeues the rest all the same: it runs, and the one that is not is told."""
+    launcher = make_launcher()
+    batch = [experiment("a"), experiment("b")]
+    ids = [launcher.submit_single_experiment(each) for each in batch]
+    launcher.wait(ids, timeout_s=60)
+    with pytest.raises(SchedulerCommandError, match=r"Invalid job id .* for job 99"):
+        launcher.requeue([ids[0], "99", ids[1]])
+    assert launcher.wait(ids, timeout_s=60) == ["succeeded"] * 2
+    for name in ("a", "b"):
+        starts = project / "experiments" / name / "starts"
+        assert len(starts.read_text(encoding="utf-8").split()) == 2
+
+
+def test_a_requeue_whose_answer_is_lost_is_done(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
+) -> None:
+    """It is asked for again and refused, since the job waits already, and runs."""
+    launcher = make_launcher(commands=QUICK)
+    job_id = launcher.submit_single_experiment(experiment("e", do="fail"))
+    launcher.wait([job_id], timeout_s=60)
+    slurm.configure(is_held=True)
+    slurm.fail("scontrol", is_after=True)
+    launcher.requeue([job_id])
+    assert launcher.states([job_id]) == ["pending"]
+    with pytest.raises(SchedulerCommandError, match="pending execution"):
+        launcher.requeue([job_id])
+    slurm.configure(is_held=False)
+    assert launcher.wait([job_id], timeout_s=60) == ["failed"]
+    starts = project / "experiments" / "e" / "starts"
+    assert len(starts.read_text(encoding="utf-8").split()) == 2
+
+
+def test_one_of_several_in_a_task_runs_again(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
+) -> None:
+    """It waits until it does; the others are as they ended, and run no more."""
+    launcher = make_launcher(num_packed=3)
+    batch = [experiment("a"), experiment("b", do="fail"), experiment("c", do="fail")]
+    ids = launcher.submit_experiment_batch(batch).job_ids
+    launcher.wait(ids, timeout_s=60)
+    slurm.configure(is_held=True)
+    launcher.requeue([ids[1]])
+    assert launcher.states(ids) == ["succeeded", "pending", "failed"]
+    assert launcher.outcomes(ids)[1] == End()
+    slurm.configure(is_held=False)
+    assert launcher.wait(ids, timeout_s=60) == ["succeeded", "failed", "failed"]
+    folders = [project / "experiments" / name for name in "abc"]
+    starts = [(f / "starts").read_text(encoding="utf-8").split() for f in folders]
+    assert [len(each) for each in starts] == [1, 2, 1]
+
+
+def test_a_requeue_that_was_killed_changes_nothing(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
+) -> None:
+    """Noted and never asked for, it leaves an experiment as it ended, also when Slurm forgets."""
+    launcher = make_launcher()
+    job_id = launcher.submit_single_experiment(experiment("e"))
+    launcher.wait([job_id], timeout_s=60)
+    (project / "experiments" / "e" / f"{job_id}.requeued").touch()
+    for _ in range(2):
+        assert launcher.states([job_id]) == ["succeeded"]
+        slurm.configure(has_accounting=False)
+        slurm.forget(job_id)
+
+
+def test_a_folder_that_cannot_be_written_is_not_requeued(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
+) -> None:
+    """Slurm is not asked, and the place is named."""
+    launcher = make_launcher()
+    job_id = launcher.submit_single_experiment(experiment("e"))
+    launcher.wait([job_id], timeout_s=60)
+    mark = project / "experiments" / "e" / f"{job_id}.requeued"
+    mark.symlink_to(project / "no" / "where")
+    with pytest.raises(SubmissionError, match=r"cannot be written: .* is not requeued"):
+        launcher.requeue([job_id])
+    assert not slurm.calls("scontrol")
+
+
+def test_many_are_requeued_at_once(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm
+) -> None:
+    """One command requeues many jobs."""
+    launcher = make_launcher()
+    batch = [experiment(f"e{i}", do="fail") for i in range(3)]
+    ids = launcher.submit_experiment_batch(batch).job_ids
+    launcher.wait(ids, timeout_s=60)
+    slurm.configure(is_held=True)
+    launcher.requeue(ids)
+    calls = [call for call in slurm.calls("scontrol") if call[1] == "requeue"]
+    assert calls == [["scontrol", "requeue", ",".join(ids)]]
+    assert launcher.states(ids) == ["pending"] * 3
+
+
+@pytest.fixture
+def asks_to_come_back(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm
+) -> tuple[SLURMLauncher, str]:
+    """A job that saved where there is no scontrol, and has ended."""
+    slurm.configure(has_scontrol_on_nodes=False)
+    launcher: SLURMLauncher = make_launcher()
+    job_id = launcher.submit_single_experiment(experiment("e", do="again"))
+    while not launcher.states([job_id])[0].is_final:
+        pass
+    return launcher, job_id
+
+
+def test_a_node_without_scontrol(
+    asks_to_come_back: tuple[SLURMLauncher, str],
+    experiment: Make,
+    slurm: FakeSlurm,
+    project: Path,
+) -> None:
+    """The next submission requeues the same job; its mark is gone, and nothing is new."""
+    launcher, job_id = asks_to_come_back
+    folder = project / "experiments" / "e"
+    assert (folder / f"{job_id}.again").is_file()
+    said = (folder / f"{job_id}.err").read_text(encoding="utf-8")
+    assert "cannot be requeued from this node" in said
+    slurm.configure(is_held=True)
+    assert launcher.submit_single_experiment(experiment("e", do="again")) == job_id
+    assert launcher.states([job_id]) == ["pending"]
+    assert not list(folder.glob("*.again")) + list(folder.glob(".*.again"))
+    assert slurm.tasks()[job_id]["restarts"] == 1
+    assert len(slurm.tasks()) == 1
+
+
+def test_waiting_brings_back_until_the_limit(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
+) -> None:
+    """Who waits on a login node requeues what cannot do it itself, so often and no more."""
+    slurm.configure(has_scontrol_on_nodes=False)
+    launcher = make_launcher()
+    asked = experiment("e", do="again", max_requeues=2, time="10:00")
+    job_id = launcher.submit_single_experiment(asked)
+    assert launcher.wait([job_id], timeout_s=60) == ["preempted"]
+    starts = project / "experiments" / "e" / "starts"
+    assert starts.read_text(encoding="utf-8").split() == ["one"] * 3
+
+
+def test_one_of_many_brings_it_back(
+    asks_to_come_back: tuple[SLURMLauncher, str], slurm: FakeSlurm
+) -> None:
+    """However many look at once, one requeues."""
+    launcher, job_id = asks_to_come_back
+    slurm.configure(is_held=True)
+    found: list[str] = []
+    threads = [
+        threading.Thread(target=lambda: found.extend(launcher.bring_back([job_id])))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [job_id]
+    assert slurm.tasks()[job_id]["restarts"] == 1
+
+
+def test_many_are_brought_back_at_once(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm
+) -> None:
+    """One command is enough; where it fails for one, the others come back all the same."""
+    slurm.configure(has_scontrol_on_nodes=False)
+    launcher = make_launcher()
+    batch = [experiment(f"e{i}", do="again", nice=i) for i in range(4)]
+    ids = launcher.submit_experiment_batch(batch).job_ids
+    while not all(state.is_final for state in launcher.states(ids)):
+        pass
+    slurm.configure(is_held=True)
+    requeue = ["scontrol", "requeue"]
+    assert launcher.bring_back(ids[:2]) == ids[:2]
+    assert slurm.calls("scontrol")[-1:] == [[*requeue, ",".join(ids[:2])]]
+    launcher.cancel([ids[0]])
+    slurm.fail("scontrol", "error: Invalid job id specified", status=1)
+    assert launcher.bring_back(ids[2:]) == ids[2:]
+    assert slurm.calls("scontrol")[-2:] == [[*requeue, ids[2]], [*requeue, ids[3]]]
+    assert [slurm.tasks()[i]["restarts"] for i in ids[1:]] == [1] * 3
+    assert launcher.bring_back(ids) == []
+
+
+def test_what_cannot_be_brought_back(
+    asks_to_come_back: tuple[SLURMLauncher, str], experiment: Make, slurm: FakeSlurm
+) -> None:
+    """No answer leaves the mark; a job that Slurm has forgotten is submitted anew."""
+    launcher, job_id = asks_to_come_back
+    slurm.configure(is_held=True)
+    slurm.fail("scontrol", times=3)
+    with pytest.raises(SchedulerUnreachableError):
+        launcher.bring_back([job_id])
+    slurm.forget(job_id)
+    assert launcher.bring_back([job_id]) == []
+    assert launcher.submit_single_experiment(experiment("e", do="again")) != job_id
+
+
+@pytest.mark.parametrize("name", ["{}.again", ".{}.again"])
+def test_what_is_cancelled_is_not_brought_back(
+    name: str,
+    asks_to_come_back: tuple[SLURMLauncher, str],
+    slurm: FakeSlurm,
+    project: Path,
+) -> None:
+    """Its mark is gone, also one whose taker was killed; so it stays as it ended."""
+    launcher, job_id = asks_to_come_back
+    folder = project / "experiments" / "e"
+    (folder / f"{job_id}.again").rename(folder / name.format(job_id))
+    launcher.cancel([job_id])
+    assert not list(folder.glob("*.again")) + list(folder.glob(".*.again"))
+    assert launcher.bring_back([job_id]) == []
+    assert launcher.wait([job_id], timeout_s=60) == ["preempted"]
+    assert slurm.tasks()[job_id]["restarts"] == 0
+
+
+def test_a_mark_that_was_used_is_gone(
+    asks_to_come_back: tuple[SLURMLauncher, str], slurm: FakeSlurm, project: Path
+) -> None:
+    """Where who requeued was killed before it forgot the mark, nothing comes back twice."""
+    launcher, job_id = asks_to_come_back
+    folder = project / "experiments" / "e"
+    (folder / f"{job_id}.again").rename(folder / f".{job_id}.again")
+    text = json.dumps({"do": "fail", "slurm": None})
+    (folder / "config.yaml").write_text(text, encoding="utf-8")
+    QUICK.run(("scontrol", "requeue", job_id))
+    assert launcher.wait([job_id], timeout_s=60) == ["failed"]
+    assert launcher.bring_back([job_id]) == []
+    assert slurm.tasks()[job_id]["restarts"] == 1
+
+
+def test_a_mark_whose_taker_was_killed_is_used_by_the_next(
+    asks_to_come_back: tuple[SLURMLauncher, str], slurm: FakeSlurm, project: Path
+) -> None:
+    """One that is still held is not; it is as soon as its taker is gone."""
+    launcher, job_id = asks_to_come_back
+    slurm.configure(is_held=True)
+    folder = project / "experiments" / "e"
+    mark = (folder / f"{job_id}.again").rename(folder / f".{job_id}.again")
+    with mark.open(encoding="utf-8") as taken:
+        fcntl.flock(taken, fcntl.LOCK_EX)
+        assert launcher.bring_back([job_id]) == []
+        launcher.cancel([job_id])
+        assert mark.exists()
+        assert launcher.states([job_id]) == ["preempted"]
+    assert launcher.bring_back([job_id]) == [job_id]
+    assert not mark.exists()
+    assert slurm.tasks()[job_id]["restarts"] == 1
+
+
+def test_a_command_that_cannot_be_started_leaves_the_mark(
+    asks_to_come_back: tuple[SLURMLauncher, str],
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where this machine has no processes left, the error is that; the next goes on."""
+    launcher, job_id = asks_to_come_back
+    with monkeypatch.context() as patch:
+
+        def none_left(*_: object) -> None:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+
+        patch.setattr(Commands, "run", none_left)
+        with pytest.raises(BlockingIOError, match="temporarily"):
+            launcher.bring_back([job_id])
+    assert (project / "experiments" / "e" / f".{job_id}.again").exists()
+    assert launcher.bring_back([job_id]) == [job_id]
+
+
+def test_a_job_of_another_is_not_brought_back(
+    asks_to_come_back: tuple[SLURMLauncher, str],
+    experiment: Make,
+    slurm: FakeSlurm,
+    sbatch: Callable[..., str],
+) -> None:
+    """Where Slurm lost the job that asked for it, the one that has its id goes on."""
+    launcher, job_id = asks_to_come_back
+    slurm.configure(is_held=True)
+    with slurm._store.open() as state:
+        state |= {"next_id": 1, "tasks": {}}
+    assert sbatch("true") == job_id
+    assert launcher.wait([job_id], timeout_s=60) == ["preempted"]
+    assert launcher.bring_back([job_id]) == []
+    assert launcher.submit_single_experiment(experiment("e", do="again")) == "2"
+    assert [c for c in slurm.calls("scontrol") if c[1] == "requeue"] == []
