@@ -164,7 +164,7 @@ def test_a_node_without_scontrol(
     folder = project / "experiments" / "e"
     assert (folder / f"{job_id}.again").is_file()
     said = (folder / f"{job_id}.err").read_text(encoding="utf-8")
-    assert "cannot be requeued from this node" in said
+    assert "cannot ask to come back from this node" in said
     slurm.configure(is_held=True)
     assert launcher.submit_single_experiment(experiment("e", do="again")) == job_id
     assert launcher.states([job_id]) == ["pending"]

@@ -85,9 +85,7 @@ time_is_up() {
 # cancellation, at the end of the grace of a preemption, which requeues by itself, and at the
 # end of the time limit.
 come_back() { # <path of the experiment's files, without their ends>
-  if [ "$why" = preempted ]; then
-    return 1
-  elif is_preempted; then
+  if [ "$why" = preempted ] || is_preempted; then
     why=preempted
     [ -z "$got_term" ] || return 1
   elif time_is_up; then
@@ -106,7 +104,8 @@ come_back() { # <path of the experiment's files, without their ends>
     say "asked to come back"
     return 0
   fi
-  say "cannot be requeued from this node: submit it again, or wait for it, where scontrol is"
+  say "cannot ask to come back from this node: if it does not by itself, submit it again, or" \
+    "wait for it, where scontrol is"
   leave "$1.again" "$restarts"
   return 1
 }
@@ -204,7 +203,7 @@ run_one() { # <experiment> <its job's id>
   # Killed by the warning itself: of a time limit, or of a preemption.
   [ "$status" = 138 ] && status=75
   if [ "$status" = 143 ] && [ -z "$got_term" ] && is_preempted; then
-    status=75 why=preempted # Slurm ended the step, and brings the job back
+    status=75 why=preempted # Slurm tells no more once it requeues the job itself
   fi
 }
 
