@@ -2,6 +2,7 @@ import dataclasses
 import enum
 import math
 import threading
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -589,6 +590,64 @@ def test_a_tuple_of_loose_models_may_be_given_as_a_list() -> None:
     assert config.names == {"a", "b"}
 
 
+class Sorted(BaseModel):
+    """What a validator makes of it follows from what is given alone."""
+
+    tags: set[str] = ["v", "u"]  # type: ignore[assignment]
+    shuffle: bool = 1  # type: ignore[assignment]
+    count: int | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _count(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if "tags" in values and "count" not in values:
+            return {**values, "count": len(values["tags"])}
+        if "shuffle" in values and "count" not in values:
+            return {**values, "count": 7}
+        return values
+
+
+@pytest.mark.parametrize(
+    ("parameters", "count"), [({"tags": ["a"]}, 1), ({"shuffle": False}, 7)]
+)
+def test_a_default_that_is_equal_is_not_set(
+    parameters: dict[str, Any], count: int
+) -> None:
+    """However it is written: else what follows from what is given would follow from it."""
+    config: Any = base_of(Sorted()).applied(parameters, "e")
+    assert config.count == count
+
+
+class Private(BaseModel):
+    a: int = 1
+    _made: object = PrivateAttr(default_factory=object)
+
+
+class Keyed(BaseModel):
+    """Containers of what is not of the type of its field."""
+
+    lr: float = 0.1
+    some: set[Colour] = {"red"}  # type: ignore[arg-type]
+    weights: dict[Colour, float] = {"red": 0.5}  # type: ignore[dict-item]
+    waits: dict[str, timedelta] = {"enc.0": "PT1S"}  # type: ignore[dict-item]
+    layers: list[Private] = [Private()]
+
+
+def test_containers_of_loose_items_are_read() -> None:
+    """Sets, keys of mappings, keys with dots; private attributes do not count."""
+    config: Any = base_of(Keyed()).applied({"lr": 0.5}, "e")
+    assert config.some == {Colour.RED}
+    assert config.weights == {Colour.RED: 0.5}
+    assert config.waits == {"enc.0": timedelta(seconds=1)}
+
+
+def test_a_key_with_a_dot_is_named_with_its_value() -> None:
+    """A number of seconds is not written as a duration is."""
+    base = Keyed.model_construct(waits={"enc.0": 3600})
+    with pytest.raises(GridError, match=r"waits\.enc\.0: 3600 would be read as"):
+        base_of(base)
+
+
 class ReadByAlias(BaseModel):
     n: int = Field(1, alias="N")
 
@@ -612,7 +671,7 @@ def test_what_is_not_read_by_its_name_is_refused() -> None:
     """A field that is read at a path has no place in what is written."""
     ((key, reason),) = faults(Placed.model_validate({}), {"lr": 0.5})
     assert key == "lr"
-    assert "it would do nothing, for Placed makes 0.1 of it" in reason
+    assert "it would do nothing, for Placed does not read it by a name" in reason
 
 
 def test_an_experiment_that_cannot_be_written_is_refused() -> None:
@@ -1193,11 +1252,6 @@ def test_a_private_lock_is_no_part_of_an_experiment() -> None:
     assert made.applied({"lr": 0.2}, "e")._lock is not config._lock
 
 
-class Private(BaseModel):
-    a: int = 1
-    _made: object = PrivateAttr(default_factory=object)
-
-
 class Short(BaseModel):
     x_a: int = 1
     p: int = 0
@@ -1257,7 +1311,7 @@ def test_a_parameter_that_others_override_is_refused() -> None:
     made = base_of(Bounded())
     parameters = {"kind": "linear", "epochs": 5, "steps": 3}
     with pytest.raises(
-        UnfitError, match="steps: it would do nothing, for Bounded makes 500"
+        UnfitError, match=r"steps: it would do nothing, for Bounded .* or makes 500"
     ):
         made.applied(parameters, "e")
     assert made.applied({**parameters, "steps": 500}, "e").steps == 500

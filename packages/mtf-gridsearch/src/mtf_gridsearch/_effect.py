@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import typing
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, RootModel, TypeAdapter
 
@@ -17,6 +17,7 @@ from mtf_gridsearch._schema import default_of, fields
 from mtf_gridsearch._written import same, written_keys
 
 __all__ = [
+    "Difference",
     "Path",
     "at",
     "fallen_back",
@@ -24,7 +25,6 @@ __all__ = [
     "has_same",
     "is_taken",
     "lost",
-    "unlike",
     "unread",
     "without_effect",
 ]
@@ -33,6 +33,22 @@ _ANY: TypeAdapter[Any] = TypeAdapter(Any)
 
 Path = tuple[str, ...]
 """Names of fields, keys of mappings as they are written, numbers in lists."""
+
+
+class _Nothing:
+    def __repr__(self) -> str:
+        return "nothing"
+
+
+_NOTHING = _Nothing()
+
+
+class Difference(NamedTuple):
+    """What one model has at a path, and another."""
+
+    path: Path
+    one: Any
+    other: Any
 
 
 def fallen_back(old: Any, new: Any, value: Any, key: str) -> Iterator[Fault]:
@@ -137,35 +153,43 @@ def _lost_inside(section: Any, value: Any, part: str, key: str) -> Iterator[Faul
                 )
 
 
-def lost(one: Any, other: Any) -> list[Path]:
+def lost(one: Any, other: Any) -> list[Difference]:
     """Return where the model *other* does not have what *one* has.
 
     Not where *one* has a default of another type than its field, such as text for a `Path`,
     which the field reads as what *other* has, and which is written as that: models do not
     check their defaults.
     """
-    loose = _Loose(one, other)
-    return [path for path in unlike(one, other) if not loose.is_read(path)]
+    return list(_Loose(one, other).left(_unlike(one, other, ())))
 
 
 def has_same(one: Any, other: Any, part: str) -> bool:
     """Tell whether two sections have the same at *part*, but for a loose default of *one*."""
-    loose = _Loose(one, other)
-    return all(map(loose.is_read, unlike(get(one, part), get(other, part), (part,))))
+    found = _unlike(get(one, part), get(other, part), (part,))
+    return not any(_Loose(one, other).left(found))
 
 
-def unlike(one: Any, other: Any, path: Path = ()) -> Iterator[Path]:
+def _unlike(one: Any, other: Any, path: Path) -> Iterator[Difference]:
     """Yield where two values differ, as far down as both have the same parts."""
     if same(one, other):
         return
-    found: list[Path] = []
-    if type(one) is type(other) or all(isinstance(v, list | tuple) for v in (one, other)):
+    found: list[Difference] = []
+    is_list = all(isinstance(value, list | tuple) for value in (one, other))
+    is_all = False
+    if type(one) is type(other) or is_list:
         parts, others = _parts(one), _parts(other)
-        further = _further(one).keys() ^ _further(other).keys()
-        found += [(*path, name) for name in sorted(further)]
-        for name in parts if parts.keys() == others.keys() else ():
-            found += unlike(parts[name], others[name], (*path, name))
-    yield from found or [path]
+        more, less = _further(one), _further(other)
+        found += [
+            Difference((*path, name), more.get(name, _NOTHING), less.get(name, _NOTHING))
+            for name in sorted(more.keys() ^ less.keys())
+        ]
+        if parts.keys() == others.keys():
+            for name, value in parts.items():
+                found += _unlike(value, others[name], (*path, name))
+            # Containers compare private attributes of models, too, which do not count.
+            is_keys = isinstance(one, Mapping) and list(one) == list(other)
+            is_all = type(one) is type(other) and (is_list or is_keys)
+    yield from found or ([] if is_all else [Difference(path, one, other)])
 
 
 def _parts(value: Any) -> dict[str, Any]:
@@ -184,14 +208,14 @@ class _Loose:
         self._one, self._other = one, other
         self._read: dict[Path, bool] = {}
 
-    def is_read(self, path: Path) -> bool:
-        """Tell whether a field on the way to *path* reads what one has as what other has."""
-        one, other = self._one, self._other
-        for part in path:
-            one, other = get(one, part), get(other, part)
-        if type(one) is type(other) or not _is_written_as(one, other):
-            return False
-        return any(self._is_read_at(path[:end]) for end in range(1, len(path) + 1))
+    def left(self, found: Iterable[Difference]) -> Iterator[Difference]:
+        """Yield those of which no field on the way reads the one as the other."""
+        for each in found:
+            ends = range(1, len(each.path) + 1)
+            if not _is_written_as(each.one, each.other) or not any(
+                self._is_read_at(each.path[:end]) for end in ends
+            ):
+                yield each
 
     def _is_read_at(self, path: Path) -> bool:
         if path not in self._read:
@@ -206,11 +230,11 @@ class _Loose:
 
 
 def _is_written_as(one: Any, other: Any) -> bool:
-    """Tell whether two values of other types are written alike; a set is in any order."""
+    """Tell whether two values are written alike; a set is in any order."""
     texts = []
     for value in (one, other):
         try:
-            plain = _ANY.dump_python(value, mode="json", round_trip=True)
+            plain = _ANY.dump_python(value, mode="json", round_trip=True, warnings=False)
         except Exception:  # noqa: BLE001 - whatever a serializer of the user's raises
             return False
         if isinstance(other, set | frozenset) and isinstance(plain, list):
@@ -253,8 +277,9 @@ def _adapter(kind: Any, config: ConfigDict | None) -> TypeAdapter[Any]:
 
 def _unread(section: Any, result: Any) -> str:
     return (
-        f"it would do nothing, for {type(section).__name__} makes {shown(result)} of it, as "
-        f"without it: give what the class reads, or leave this out"
+        f"it would do nothing, for {type(section).__name__} does not read it by a name that "
+        f"is written, or makes {shown(result)} of it, as without it: give what the class "
+        f"reads, or leave this out"
     )
 
 

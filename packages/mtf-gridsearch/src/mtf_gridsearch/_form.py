@@ -136,8 +136,14 @@ class Forms:
         try:
             made = self._read(self._text(out, inner))
             # Equal values may be written in two ways, and then both count.
-            found = lost(made, self._config)
-            return found or list(differences(self._values, values_of(made)))
+            if found := [each.path for each in lost(made, self._config)]:
+                return found
+            # What was not set in either is the same default, however it is written.
+            unset = self.unset & out
+            found = list(differences(self._values, values_of(made)))
+            return [
+                p for p in found if not any(p[:n] in unset for n in range(len(p) + 1))
+            ]
         except Exception:  # noqa: BLE001 - a validator of the user's may raise any
             return [()]
 
@@ -247,7 +253,11 @@ class Forms:
     def _jsonable(self, value: Any) -> Any:
         try:
             return _ANY.dump_python(
-                value, mode="json", by_alias=self._by_alias, round_trip=True
+                value,
+                mode="json",
+                by_alias=self._by_alias,
+                round_trip=True,
+                warnings=False,
             )
         except Exception:  # noqa: BLE001 - whatever a serializer of the user's raises
             return None

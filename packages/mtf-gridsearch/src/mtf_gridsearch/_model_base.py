@@ -266,16 +266,23 @@ class ModelBase(Base):
         except Exception as error:  # noqa: BLE001 - whatever a model of the user's raises
             reason = f"its config.yaml could not be read ({_told(error)}): {_LEAVE_OUT}"
             raise UnfitError([("", reason)]) from None
-        places = [".".join(path) for path in lost(result, back)]
-        keys = [
+        left = lost(result, back)
+        keys = {
             key
             for key in parameters
-            if any(_is_below(key, [p]) or _is_below(p, [key]) for p in places)
-        ]
+            for each in left
+            if _is_below(key, [p := ".".join(each.path)]) or _is_below(p, [key])
+        }
         faults = [
-            (key, _other(result, back, key, "from its config.yaml"))
-            for key in keys or places
+            (key, _other(at(result, key), at(back, key), "from its config.yaml"))
+            for key in parameters
+            if key in keys
         ]
+        if left and not faults:
+            faults = [
+                (".".join(path), _other(one, other, "from its config.yaml"))
+                for path, one, other in left
+            ]
         if faults:
             raise UnfitError(faults)
         return back if differing(result, back) else result
@@ -313,9 +320,9 @@ def _written_form(config: BaseModel) -> tuple[bool, BaseModel]:
         except Exception as error:  # noqa: BLE001 - whatever a model of the user's raises
             wrong = wrong or f"{_told(error)}: {_AS_READ}, or {_LEAVE_OUT}"
             continue
-        if paths := lost(config, back):
-            place = ".".join(paths[0])
-            wrong = f"{place}: {_other(config, back, place)}"
+        if left := lost(config, back):
+            path, old, new = left[0]
+            wrong = f"{'.'.join(path)}: {_other(old, new)}"
         else:
             forms.append((_num_unset(back), by_alias, back))
     if forms:
@@ -342,8 +349,7 @@ def _num_unset(value: Any) -> int:
     return 0
 
 
-def _other(one: BaseModel, other: BaseModel, key: str, where: str = "") -> str:
-    before, after = at(one, key), at(other, key)
+def _other(before: Any, after: Any, where: str = "") -> str:
     old, new = shown(before), shown(after)
     fix = _LEAVE_OUT if type(before) is type(after) else _AS_READ
     as_what = (new if new != old else "another") + f" {where}" * bool(where)
