@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import threading
@@ -112,17 +113,93 @@ def test_a_requeue_that_was_killed_changes_nothing(
 
 
 def test_a_folder_that_cannot_be_written_is_not_requeued(
-    make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
+    make_launcher: Make,
+    experiment: Make,
+    slurm: FakeSlurm,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Slurm is not asked, and the place is named."""
     launcher = make_launcher()
     job_id = launcher.submit_single_experiment(experiment("e"))
     launcher.wait([job_id], timeout_s=60)
-    mark = project / "experiments" / "e" / f"{job_id}.requeued"
-    mark.symlink_to(project / "no" / "where")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "touch", full)
     with pytest.raises(SubmissionError, match=r"cannot be written: .* is not requeued"):
         launcher.requeue([job_id])
     assert not slurm.calls("scontrol")
+
+
+def test_what_runs_is_requeued_once(
+    make_launcher: Make,
+    experiment: Make,
+    slurm: FakeSlurm,
+    project: Path,
+    wait_for: WaitFor,
+) -> None:
+    """Where another is refused, too, which is the one that is told."""
+    launcher = make_launcher()
+    job_id = launcher.submit_single_experiment(experiment("e", do="wait"))
+    starts = project / "experiments" / "e" / "starts"
+    wait_for(starts.exists)
+    with pytest.raises(SchedulerCommandError, match="for job 99"):
+        launcher.requeue([job_id, "99"])
+    assert launcher.wait([job_id], timeout_s=60) == ["succeeded"]
+    assert slurm.tasks()[job_id]["restarts"] == 1
+
+
+def test_a_refused_requeue_leaves_no_mark(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
+) -> None:
+    """Neither a state nor what runs later changes; nor where it is cancelled again."""
+    launcher = make_launcher(num_packed=3)
+    batch = [experiment("a"), experiment("b", do="fail"), experiment("c", do="fail")]
+    ids = launcher.submit_experiment_batch(batch).job_ids
+    launcher.wait(ids, timeout_s=60)
+    slurm.fail("scontrol", "error: Requested operation is disabled for job 1")
+    with pytest.raises(SchedulerCommandError, match="disabled"):
+        launcher.requeue(ids[:1])
+    slurm.configure(is_held=True)
+    launcher.requeue(ids[1:2])
+    launcher.cancel(ids[1:2])
+    launcher.requeue(ids[2:])
+    assert launcher.states(ids) == ["succeeded", "failed", "pending"]
+    slurm.configure(is_held=False)
+    launcher.wait(ids, timeout_s=60)
+    folders = [project / "experiments" / name for name in "abc"]
+    starts = [(f / "starts").read_text(encoding="utf-8").split() for f in folders]
+    assert [len(each) for each in starts] == [1, 1, 2]
+
+
+def test_what_a_user_cancels_in_slurm_is_not_brought_back(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
+) -> None:
+    """Requeued by hand, it waits for nobody to bring it back."""
+    slurm.configure(has_scontrol_on_nodes=False)
+    launcher = make_launcher(num_packed=2)
+    batch = [experiment("a", do="again"), experiment("b")]
+    ids = launcher.submit_experiment_batch(batch).job_ids
+    while not launcher.outcomes(ids[:1])[0].reason:
+        pass
+    slurm.configure(is_held=True)
+    launcher.requeue(ids[:1])
+    QUICK.run(["scancel", "1"])
+    assert launcher.wait(ids, timeout_s=60) == ["cancelled"] * 2
+    starts = project / "experiments" / "a" / "starts"
+    assert len(starts.read_text(encoding="utf-8").split()) == 1
+
+
+def test_a_requeue_beyond_the_limit_leaves_a_success(
+    make_launcher: Make, experiment: Make
+) -> None:
+    """The job ends at once, and what it had done stays done."""
+    launcher = make_launcher()
+    job_id = launcher.submit_single_experiment(experiment("e", max_requeues=0))
+    launcher.wait([job_id], timeout_s=60)
+    launcher.requeue([job_id])
+    assert launcher.wait([job_id], timeout_s=60) == ["succeeded"]
 
 
 def test_many_are_requeued_at_once(

@@ -220,6 +220,8 @@ def test_what_templates_do_without(tmp_path: Path, text: str) -> None:
         ("x={{ 'x' * 1000000000 }}", "mine.sbatch:2: `.` would make more than 262144"),
         ("x={{ 300000 * ('x' * 30) }}", "mine.sbatch:2: `.` would make more than 262144"),
         ("x={{ modules * 300000 }}", "mine.sbatch:2: `.` would make more than 262144"),
+        ("{% set a = 9 %}" + "{% set a = a * a %}" * 40, "`.` is for numbers up to"),
+        ("{% set a = '%0999999999d' % 1 %}", "`%` is for numbers"),
         ("x={{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "recursion"),
         ("{% for a in 'x' * 200000 %}#\n{% endfor %}", "more than 262144 characters"),
         ("{% for a in 'x' * 300 %}x={{ qos }}\n{% endfor %}", "on more than 200 lines"),

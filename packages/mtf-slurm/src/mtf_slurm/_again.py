@@ -1,15 +1,17 @@
 """Bring jobs back under their ids: those that are asked to, and those that left a mark.
 
 What an experiment left when it ended keeps it from running again in its task, but for
-``<job id>.requeued``, which is written before Slurm is asked. So a requeue that is refused, or
-whose asker is killed, changes nothing; and one that is done runs it, whatever came back of it.
+``<job id>.requeued``, which is written before Slurm is asked, and taken back if it refuses. So a
+requeue that is done runs it, whatever came back of it. One whose asker is killed in between is
+done when the task runs next, if it ever does.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -26,6 +28,8 @@ MAY_COME_BACK = frozenset({JobState.PREEMPTED, JobState.TIMEOUT, JobState.FAILED
 
 _ACTIVE = frozenset({JobState.PENDING, JobState.RUNNING})
 _NUM_REQUEUED = 100
+# Of what scontrol says of one of several: "... for job 12", or "12_3: ...".
+_NAMED = re.compile(r"(?:for job |^)(\d+(?:_\d+)?)(?=[\s:;]|$)", re.MULTILINE)
 
 
 def requeue(commands: Commands, job_ids: Sequence[str], folders: Iterable[Path]) -> None:
@@ -51,28 +55,36 @@ def requeue(commands: Commands, job_ids: Sequence[str], folders: Iterable[Path])
         if outcomes.is_others(job_id):
             reason = "Slurm lost this job, and gave its id to another: submit again"
             raise SubmissionError(job_id, reason)
-    _ask_to_run(_files(folders, job_ids).values())
-    active = {i for i in job_ids if outcomes.state(i) in _ACTIVE}
+    before = {i: outcomes.state(i) for i in job_ids}
+    made = _ask_to_run(_files(folders, job_ids))
     refused: dict[str, SchedulerCommandError] = {}
-    for some in arrays.parted(list(dict.fromkeys(job_ids)), _NUM_REQUEUED):
-        refused |= _refused(commands, some, folders, active)
+    for some in arrays.parted([*before], _NUM_REQUEUED):
+        refused |= _refused(commands, some, folders, before)
+    for job_id in refused.keys() & made.keys():
+        made[job_id].unlink(missing_ok=True)
+    _forget_asking(folders, before.keys() - refused.keys())
     for error in refused.values():
         raise error
 
 
-def _ask_to_run(paths: Iterable[Path]) -> None:
-    """Let experiments that have ended run when their jobs begin again.
+def _ask_to_run(paths: Mapping[str, Path]) -> dict[str, Path]:
+    """Let experiments that have ended run when their jobs begin again; return new marks.
 
     Raises:
         SubmissionError: If that cannot be written.
     """
-    for path in paths:
+    made = {}
+    for job_id, path in paths.items():
+        mark = _asked(path)
         try:
             if path.with_name(f"{path.name}.exit").exists():
-                path.with_name(f"{path.name}.requeued").touch()
+                with suppress(FileExistsError):  # of one who asks at the same time
+                    mark.touch(exist_ok=False)
+                    made[job_id] = mark
         except OSError as error:
             reason = f"its folder cannot be written: {error}; it is not requeued"
-            raise SubmissionError(path.name, reason) from error
+            raise SubmissionError(job_id, reason) from error
+    return made
 
 
 def bring_back(
@@ -108,7 +120,8 @@ def bring_back(
         with ExitStack() as held:
             marks = {i: held.enter_context(_taken(path)) for i, path in some}
             ours = {i: mark for i, mark in marks.items() if mark is not None}
-            refused = _refused(commands, [*ours], folders)  # another submission goes on
+            before = {i: outcomes.state(i) for i in ours}
+            refused = _refused(commands, [*ours], folders, before)  # another goes on
             back += [i for i in ours if i not in refused]
             for mark in ours.values():
                 mark.unlink(missing_ok=True)
@@ -119,41 +132,60 @@ def _refused(
     commands: Commands,
     job_ids: Sequence[str],
     folders: Iterable[Path],
-    active: Collection[str] = (),
+    before: Mapping[str, JobState],
 ) -> dict[str, SchedulerCommandError]:
     """Requeue jobs, as far as Slurm does; return those that it does not, and why.
 
-    Of several it may requeue some, and one that it refuses may be there again after an answer
-    that was lost.
+    Of several it requeues some, and names the others. One that it refuses may be there again
+    after an answer that was lost.
 
     Args:
         commands: What asks.
         job_ids: Which.
         folders: Of experiments, where the files of jobs lie.
-        active: Those that waited or ran before.
+        before: How they were.
     """
+    if not job_ids:
+        return {}
+    tasks = dict.fromkeys(map(task_of, job_ids))
     try:
-        if tasks := dict.fromkeys(map(task_of, job_ids)):
-            commands.run(("scontrol", "requeue", ",".join(tasks)))
+        commands.run(("scontrol", "requeue", ",".join(tasks)))
     except SchedulerCommandError as error:
         outcomes = Outcomes(commands, job_ids, folders)
-        left = [i for i in job_ids if i in active or outcomes.state(i) not in _ACTIVE]
+        now = {i: outcomes.state(i) for i in job_ids}
+        left = [i for i in job_ids if now[i] not in _ACTIVE or now[i] is before[i]]
+        named = {*_NAMED.findall(error.stderr)} & tasks.keys()
         if len(tasks) == 1:
             return dict.fromkeys(left, error)
-        found: dict[str, SchedulerCommandError] = {}
-        for task in dict.fromkeys(map(task_of, left)):
-            own = [i for i in left if task_of(i) == task]
-            found |= _refused(commands, own, folders, active)
-        return found
+        refused = dict.fromkeys((i for i in left if task_of(i) in named), error)
+        rest = [i for i in left if i not in refused and before[i] not in _ACTIVE]
+        alone = [[i for i in rest if task_of(i) == task] for task in tasks]
+        for some in [rest] if named else alone:
+            refused |= _refused(commands, some, folders, before)
+        return refused
     return {}
 
 
 def forget_marks(folders: Iterable[Path], job_ids: Iterable[str]) -> None:
-    """Let jobs not be brought back."""
-    for path in _files(folders, job_ids).values():
+    """Let jobs not be brought back, and what was asked to run again not run."""
+    paths = _forget_asking(folders, job_ids)
+    for path in paths.values():
+        _asked(path).unlink(missing_ok=True)
+
+
+def _forget_asking(folders: Iterable[Path], job_ids: Iterable[str]) -> dict[str, Path]:
+    """Let jobs not be brought back; return where their files lie."""
+    paths = _files(folders, job_ids)
+    for path in paths.values():
         with _taken(path) as mark:
             if mark is not None:
                 mark.unlink(missing_ok=True)
+    return paths
+
+
+def _asked(path: Path) -> Path:
+    """Return where the mark lies that lets an experiment run though it has ended."""
+    return path.with_name(f"{path.name}.requeued")
 
 
 def _marks(path: Path) -> tuple[Path, Path]:

@@ -73,6 +73,7 @@ _REFUSED = (
     *(nodes.Extends, nodes.FilterBlock, nodes.FromImport, nodes.Import, nodes.Include),
     *(nodes.Macro, nodes.Pow),
 )
+_MAX_INT = 1 << 64
 _FAULTS = (
     *(JinjaError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError),
     *(RuntimeError, MemoryError, SyntaxError),  # too deep, too large, too many blocks
@@ -82,9 +83,17 @@ _FAULTS = (
 class _Environment(ImmutableSandboxedEnvironment):
     """One in which ``*`` makes nothing that is longer than a script may be."""
 
-    intercepted_binops = frozenset("*")  # so none is computed when a template is read
+    intercepted_binops = frozenset("*%")  # so none is computed when a template is read
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if operator == "%" and isinstance(left, str):
+            msg = "`%` is for numbers"
+            raise ValueError(msg)
+        if all(
+            isinstance(value, int) and abs(value) > _MAX_INT for value in (left, right)
+        ):
+            msg = f"`{operator}` is for numbers up to {_MAX_INT}"
+            raise ValueError(msg)
         for some, times in ((left, right), (right, left)):
             is_some = isinstance(some, (str, list, tuple)) and isinstance(times, int)
             if is_some and len(some) * times > _MAX_CHARS:

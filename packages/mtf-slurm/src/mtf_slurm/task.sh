@@ -164,13 +164,16 @@ find_port() {
   export MASTER_PORT
 }
 
+# Whether an experiment has left how it ended; that it ended with this status.
+has_left() { # <path of its files>
+  local of
+  [ -e "$1.exit" ] && read -r status of _ <"$1.exit" && [ "$of" = "$token" ]
+}
+
 # Whether an experiment has ended in an earlier run of this job: it succeeded, or, of several
 # in one task, it failed by itself, which is no reason to run it again.
 has_ended() { # <path of its files>
-  [ "$restarts" -gt 0 ] && [ -e "$1.exit" ] && [ ! -e "$1.requeued" ] || return 1
-  local of
-  read -r status of _ <"$1.exit"
-  [ "$of" = "$token" ] || return 1
+  [ "$restarts" -gt 0 ] && [ ! -e "$1.requeued" ] && has_left "$1" || return 1
   [ "$status" = 0 ] || { [ "$status" != 75 ] && [ "${#names[@]}" -gt 1 ]; }
 }
 
@@ -221,7 +224,8 @@ if [ "$restarts" -gt "$max_requeues" ]; then
   say "has come back $restarts times, more than the limit (max_requeues): it ends"
   for position in "${!names[@]}"; do
     place_of "$position"
-    has_ended "$files" || leave "$files.exit" "75 $token preempted"
+    has_left "$files" || leave "$files.exit" "75 $token preempted"
+    rm -f -- "$files.requeued"
   done
   exit 1
 fi

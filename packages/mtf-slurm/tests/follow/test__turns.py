@@ -110,14 +110,28 @@ def test_what_slurm_gave_up_goes_on_when_that_is_repaired() -> None:
         assert names(after.choose()) == ["b"]
 
 
+def test_what_is_given_up_is_known_by_what_is_noted_later() -> None:
+    """Slurm cancels what waits before the end of what it waits for is sure."""
+    first, waiting = entry("a"), entry("b", after={"a": "afterok"})
+    ids = {"a": ["10"], "b": ["11"]}
+    timed_out = status("10", JobState.TIMEOUT)
+    given_up = status("11", JobState.CANCELLED, node="")
+    for is_over, job_id in ((False, "11"), (True, "")):
+        statuses = {"10": replace(timed_out, is_over=is_over), "11": given_up}
+        now = Turns(entries={"a": first, "b": waiting}, ids=ids, statuses=statuses)
+        now.note()
+        assert [waiting.ended, waiting.job_id] == [JobState.CANCELLED, job_id]
+
+
 def test_an_end_that_others_heard_of_is_looked_at_again() -> None:
-    """The job may have been requeued since; of one that Slurm forgot there is nothing to hear."""
-    for state, is_over, is_left in (
-        (JobState.FAILED, False, True),
-        (JobState.FAILED, True, False),
-        (JobState.UNKNOWN, False, False),
+    """The job may have been requeued since; where nobody answers there is nothing to hear."""
+    for state, is_over, is_stale, is_left in (
+        (JobState.FAILED, False, False, True),
+        (JobState.FAILED, True, False, False),
+        (JobState.UNKNOWN, False, False, False),
+        (JobState.FAILED, False, True, False),
     ):
-        heard = replace(status("10", state), is_over=is_over)
+        heard = replace(status("10", state), is_over=is_over, is_stale=is_stale)
         now = Turns(
             entries={"a": entry("a", ended=JobState.FAILED, job_id="10")},
             ids={"a": ["10"]},

@@ -44,7 +44,7 @@ def make(make_launcher: MakeLauncher, project: Path) -> Callable[..., Experiment
         monitor = JobMonitor(
             folder, interval_s=0.05, longest_interval_s=0.05, commands=COMMANDS
         )
-        return ExperimentSchedule(launcher, folder, monitor=monitor, **more)
+        return ExperimentSchedule(launcher, folder, **{"monitor": monitor, **more})
 
     return made
 
@@ -102,6 +102,68 @@ def test_a_graph_is_submitted_at_once_and_followed(
     assert [t["options"].get("dependency") for t in tasks.values()].count(None) == 1
     ends = {c.experiment_name: c.after for c in told if c.after.is_final}
     assert ends == states
+
+
+@pytest.mark.slow
+def test_a_finished_schedule_needs_no_answer(
+    make: Callable[..., ExperimentSchedule],
+    experiment: Callable[..., Any],
+    slurm: FakeSlurm,
+) -> None:
+    """How all ended is known, though nobody can be asked whether a job came back."""
+    schedule = make()
+    schedule.add([experiment("a"), experiment("b", nice=3)])
+    ended = schedule.run(timeout_s=60)
+    for command in ("squeue", "sacct"):
+        slurm.fail(command, times=1000)
+    assert make().run() == ended == {"a": "succeeded", "b": "succeeded"}
+
+
+@pytest.mark.slow
+def test_running_has_an_end_where_slurm_hangs(
+    make: Callable[..., ExperimentSchedule],
+    experiment: Callable[..., Any],
+    slurm: FakeSlurm,
+    project: Path,
+) -> None:
+    """A question gets what is left of the time."""
+    slurm.configure(is_held=True)
+    schedule = make()
+    schedule.add([experiment("a")])
+    assert schedule.step()
+    slurm.fail("squeue", times=9, is_hanging=True)
+    patient = JobMonitor(
+        project / "experiments",
+        interval_s=0.05,
+        longest_interval_s=0.05,
+        commands=Commands(timeout_s=600, num_attempts=5),
+    )
+    began_s = time.monotonic()
+    assert make(monitor=patient).run(timeout_s=0.3) == {"a": "unknown"}
+    assert time.monotonic() - began_s < 60
+
+
+@pytest.mark.slow
+def test_what_a_time_limit_ended_lets_others_go_on_when_it_is_repaired(
+    make: Callable[..., ExperimentSchedule],
+    make_launcher: MakeLauncher,
+    experiment: Callable[..., Any],
+    slurm: FakeSlurm,
+    project: Path,
+    wait_for: Callable[[Callable[[], object]], None],
+) -> None:
+    """Its end is sure only after Slurm has cancelled what waits for it."""
+    launcher = make_launcher(freeze_code=False)
+    batch = [experiment("a", "wait", requeue=False), experiment("b")]
+    schedule = make(launcher=launcher)
+    schedule.add(batch, after={"b": {"a": "afterok"}})
+    assert schedule.step()
+    wait_for((project / "experiments" / "a" / "starts").exists)
+    slurm.time_out("1")
+    assert schedule.run(timeout_s=60) == {"a": "timeout", "b": "cancelled"}
+    launcher.requeue(["1"])
+    again = make(launcher=launcher).run(timeout_s=60)
+    assert again == {"a": "succeeded", "b": "succeeded"}
 
 
 @pytest.mark.slow

@@ -69,7 +69,6 @@ class Turns:
 
     def note(self) -> None:
         """Note how jobs ended; that of an experiment that is to run again has not."""
-        noted = []
         for name in self.ids:
             entry = self.entries.get(name)
             if entry is None:
@@ -80,9 +79,9 @@ class Turns:
             goes_on = self._is_let_go(name) or self._runs_again(name)
             if entry.ended is None and status is not None and not goes_on:
                 entry.ended, entry.job_id = status.state, status.job_id
-                noted.append(entry)
-        for entry in noted:
-            if self._never_began(entry.experiment_name) and self._in_vain(entry):
+        for name, entry in self.entries.items():
+            was_cancelled = entry.ended is JobState.CANCELLED and bool(entry.job_id)
+            if was_cancelled and self._never_began(name) and self._in_vain(entry):
                 entry.job_id = ""  # Slurm gave it up, as `give_up` would have
 
     def _is_open_again(self, entry: Entry) -> bool:
@@ -136,7 +135,9 @@ class Turns:
     def _is_hearsay(self, name: str) -> bool:
         """Return whether an end is what others heard, some time ago."""
         status = self._status(name)
-        return status is not None and status.state.is_final and not status.is_over
+        if status is None or status.is_stale:  # nobody answers
+            return False
+        return status.state.is_final and not status.is_over
 
     def choose(self) -> list[Entry]:
         """Return what may be submitted now: for what it waits has a job, or gets one."""

@@ -148,16 +148,20 @@ class JobMonitor:
         """
         self._callbacks.append(callback)
 
-    def poll(self) -> list[StateChange]:
+    def poll(self, *, timeout_s: float | None = None) -> list[StateChange]:
         """Look for changes, once, and return them; ask Slurm only if it is time to.
+
+        Args:
+            timeout_s: How long Slurm may take to answer, in seconds; what is left open then
+                stays as it was.
 
         Raises:
             SchedulerUnreachableError: If there is no Slurm on this machine.
             SchedulerCommandError: If it refuses to answer.
         """
-        return self._poll_told(self._commands)
-
-    def _poll_told(self, commands: Commands) -> list[StateChange]:
+        commands = self._commands
+        if timeout_s is not None:
+            commands = commands.within(timeout_s)
         if not self._polling.acquire(blocking=False):
             return []  # another thread does this
         try:
@@ -205,10 +209,8 @@ class JobMonitor:
             )
         try:
             while True:
-                commands = self._commands
-                if deadline is not None:
-                    commands = commands.within(deadline - self._clock())
-                self._poll_told(commands)
+                left_s = None if deadline is None else deadline - self._clock()
+                self.poll(timeout_s=left_s)
                 while queue:
                     yield queue.popleft()
                 if self._is_stopped or self.is_done:

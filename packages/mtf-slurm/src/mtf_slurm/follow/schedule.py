@@ -224,7 +224,7 @@ class ExperimentSchedule:
             MtfSlurmError: If Slurm refuses to answer, or the schedule's file is damaged.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while self.step():
+        while self._step(None if deadline is None else deadline - time.monotonic()):
             wait_s = min(_LOOK_S, max(0.02, self._monitor.due_in_s))
             if deadline is not None:
                 wait_s = min(wait_s, deadline - time.monotonic())
@@ -244,10 +244,15 @@ class ExperimentSchedule:
         Raises:
             MtfSlurmError: If Slurm refuses to answer, or the schedule's file is damaged.
         """
+        return self._step(None)
+
+    def _step(self, timeout_s: float | None) -> bool:
         if self._before is None:
             entries = _schedule_file.read(self._folder)
             self._before = {e.job_id: e.ended for e in entries.values() if e.ended}
-        if any(change.after.is_final for change in self._monitor.poll()):
+        if any(
+            change.after.is_final for change in self._monitor.poll(timeout_s=timeout_s)
+        ):
             self._rooms.look_again()
         try:
             with _schedule_file.opened(self._folder) as entries:
@@ -319,7 +324,7 @@ class ExperimentSchedule:
         entry.refusals += 1
         if entry.refusals < _MAX_REFUSALS:
             return []
-        entry.ended = JobState.FAILED
+        entry.ended, entry.job_id = JobState.FAILED, ""
         return [_end(entry, why)]
 
     def _hear(self, change: StateChange) -> None:
