@@ -154,14 +154,14 @@ def test_what_a_time_limit_ended_lets_others_go_on_when_it_is_repaired(
 ) -> None:
     """Its end is sure only after Slurm has cancelled what waits for it."""
     launcher = make_launcher(freeze_code=False)
-    batch = [experiment("a", "wait", requeue=False), experiment("b")]
+    batch = [experiment("a", "wait", max_requeues=0, time="1"), experiment("b")]
     schedule = make(launcher=launcher)
     schedule.add(batch, after={"b": {"a": "afterok"}})
     assert schedule.step()
     wait_for((project / "experiments" / "a" / "starts").exists)
     slurm.time_out("1")
     assert schedule.run(timeout_s=60) == {"a": "timeout", "b": "cancelled"}
-    launcher.requeue(["1"])
+    assert launcher.submit_experiment_batch(batch[:1]).job_ids == ["3"]
     again = make(launcher=launcher).run(timeout_s=60)
     assert again == {"a": "succeeded", "b": "succeeded"}
 
