@@ -150,6 +150,34 @@ def test_what_runs_is_requeued_once(
     assert slurm.tasks()[job_id]["restarts"] == 1
 
 
+def test_what_is_refused_without_a_name_is_told(
+    make_launcher: Make,
+    experiment: Make,
+    slurm: FakeSlurm,
+    project: Path,
+    wait_for: WaitFor,
+) -> None:
+    """Of several that run, and of one that ended in a task that runs."""
+    launcher = make_launcher(num_packed=2)
+    batch = [
+        *(experiment("a", do="fail"), experiment("b", do="wait")),
+        *(experiment("c", do="wait", nice=1), experiment("d", do="wait", nice=1)),
+    ]
+    ids = launcher.submit_experiment_batch(batch).job_ids
+    for name in "abc":
+        wait_for((project / "experiments" / name / "starts").exists)
+    for asked in ([ids[1], ids[2]], [ids[0]]):
+        slurm.fail("scontrol", "error: not allowed here")
+        with pytest.raises(SchedulerCommandError, match="not allowed here"):
+            launcher.requeue(asked)
+    assert launcher.states(ids[:2]) == ["failed", "running"]
+    for name in "bcd":
+        (project / "experiments" / name / "go_on").touch()
+    states = launcher.wait(ids, timeout_s=60)
+    assert states == ["failed", "succeeded", "succeeded", "succeeded"]
+    assert {task["restarts"] for task in slurm.tasks().values()} == {0}
+
+
 def test_a_refused_requeue_leaves_no_mark(
     make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
 ) -> None:
@@ -186,7 +214,7 @@ def test_what_a_user_cancels_in_slurm_is_not_brought_back(
     slurm.configure(is_held=True)
     launcher.requeue(ids[:1])
     QUICK.run(["scancel", "1"])
-    assert launcher.wait(ids, timeout_s=60) == ["cancelled"] * 2
+    assert launcher.wait(ids, timeout_s=60) == ["preempted", "cancelled"]
     starts = project / "experiments" / "a" / "starts"
     assert len(starts.read_text(encoding="utf-8").split()) == 1
 

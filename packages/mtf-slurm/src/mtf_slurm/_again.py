@@ -55,11 +55,13 @@ def requeue(commands: Commands, job_ids: Sequence[str], folders: Iterable[Path])
         if outcomes.is_others(job_id):
             reason = "Slurm lost this job, and gave its id to another: submit again"
             raise SubmissionError(job_id, reason)
-    before = {i: outcomes.state(i) for i in job_ids}
     made = _ask_to_run(_files(folders, job_ids))
+    before = {i: outcomes.state(i) for i in job_ids}  # with the marks, as after it
     refused: dict[str, SchedulerCommandError] = {}
-    for some in arrays.parted([*before], _NUM_REQUEUED):
-        refused |= _refused(commands, some, folders, before)
+    for tasks in arrays.parted([*dict.fromkeys(map(task_of, before))], _NUM_REQUEUED):
+        some = {*tasks}
+        own = [i for i in before if task_of(i) in some]
+        refused |= _refused(commands, own, folders, before)
     for job_id in refused.keys() & made.keys():
         made[job_id].unlink(missing_ok=True)
     _forget_asking(folders, before.keys() - refused.keys())
@@ -82,6 +84,8 @@ def _ask_to_run(paths: Mapping[str, Path]) -> dict[str, Path]:
                     mark.touch(exist_ok=False)
                     made[job_id] = mark
         except OSError as error:
+            for left in made.values():
+                left.unlink(missing_ok=True)
             reason = f"its folder cannot be written: {error}; it is not requeued"
             raise SubmissionError(job_id, reason) from error
     return made
@@ -120,8 +124,9 @@ def bring_back(
         with ExitStack() as held:
             marks = {i: held.enter_context(_taken(path)) for i, path in some}
             ours = {i: mark for i, mark in marks.items() if mark is not None}
-            before = {i: outcomes.state(i) for i in ours}
-            refused = _refused(commands, [*ours], folders, before)  # another goes on
+            refused = _refused(
+                commands, [*ours], folders, {}
+            )  # another submission goes on
             back += [i for i in ours if i not in refused]
             for mark in ours.values():
                 mark.unlink(missing_ok=True)
@@ -143,7 +148,7 @@ def _refused(
         commands: What asks.
         job_ids: Which.
         folders: Of experiments, where the files of jobs lie.
-        before: How they were.
+        before: How they were, of those whose state tells whether they were requeued.
     """
     if not job_ids:
         return {}
@@ -153,12 +158,14 @@ def _refused(
     except SchedulerCommandError as error:
         outcomes = Outcomes(commands, job_ids, folders)
         now = {i: outcomes.state(i) for i in job_ids}
-        left = [i for i in job_ids if now[i] not in _ACTIVE or now[i] is before[i]]
+        left = [i for i in job_ids if now[i] not in _ACTIVE or now[i] is before.get(i)]
         named = {*_NAMED.findall(error.stderr)} & tasks.keys()
         if len(tasks) == 1:
             return dict.fromkeys(left, error)
         refused = dict.fromkeys((i for i in left if task_of(i) in named), error)
-        rest = [i for i in left if i not in refused and before[i] not in _ACTIVE]
+        rest = [i for i in left if i not in refused and before.get(i) not in _ACTIVE]
+        if not named:  # again, what runs would be requeued twice
+            refused |= dict.fromkeys((i for i in left if i not in rest), error)
         alone = [[i for i in rest if task_of(i) == task] for task in tasks]
         for some in [rest] if named else alone:
             refused |= _refused(commands, some, folders, before)

@@ -21,7 +21,7 @@ __all__ = ["Outcomes", "task_of"]
 
 # States of which what the experiment left says more.
 _TOLD_BY_EXIT = frozenset({JobState.FAILED, JobState.PREEMPTED})
-_ASKED = frozenset({JobState.PENDING, JobState.RUNNING, JobState.CANCELLED})  # since then
+_ACTIVE = frozenset({JobState.PENDING, JobState.RUNNING})
 
 
 def task_of(job_id: str) -> str:
@@ -78,7 +78,7 @@ class Outcomes:
         if row is None:
             return left or self._without_row(job if is_shown else None, base, job_id)
         if "." in job_id:
-            is_again = row.state in _ASKED and self._is_requeued(job, base, job_id)
+            is_again = row.state in _ACTIVE and self._is_requeued(job, base, job_id)
             if left is not None and not is_again:
                 return left
             # One that has no end yet waits for those before it, or runs.
