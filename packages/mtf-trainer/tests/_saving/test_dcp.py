@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
 from typing import Any, cast
 
@@ -90,6 +91,37 @@ def test_code_in_metadata_is_refused(tensor: DTensor, tmp_path: Path) -> None:
     with pytest.raises(CheckpointDamagedError, match="which it has no use for"):
         load_spread(tmp_path, names(tmp_path), {"x": tensor}, failed)
     assert not made.exists()
+
+
+class Older(pickle.Pickler):
+    """Writes members of enumerations as Python 3.11.0 to 3.11.3 do."""
+
+    def reducer_override(self, value: Any) -> Any:
+        return (
+            (getattr, (type(value), value.name))
+            if isinstance(value, Enum)
+            else NotImplemented
+        )
+
+
+def test_members_of_enumerations_are_read_as_any_python_wrote_them(
+    tensor: DTensor, tmp_path: Path
+) -> None:
+    """Some ask for `getattr`; of anything but an enumeration it is refused."""
+    save_spread(tmp_path, {"x": tensor}, failed)
+    path = tmp_path / ".metadata"
+    with path.open("rb") as file:
+        metadata = pickle.load(file)  # noqa: S301 - just written
+    with path.open("wb") as file:
+        Older(file).dump(metadata)
+    assert b"getattr" in path.read_bytes()
+    other = {"x": torch.zeros_like(tensor)}
+    load_spread(tmp_path, names(tmp_path), other, failed)
+    assert torch.equal(cast("DTensor", other["x"]).to_local(), tensor.to_local())
+
+    path.write_bytes(b"cbuiltins\ngetattr\n(ctorch\nSize\nVcount\ntR.")
+    with pytest.raises(CheckpointDamagedError, match=r"'count' of <class .torch\.Size.>"):
+        load_spread(tmp_path, names(tmp_path), other, failed)
 
 
 @pytest.mark.parametrize("data", [b"N.", b"", b"garbage"])
