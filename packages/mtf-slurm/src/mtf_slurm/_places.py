@@ -33,24 +33,29 @@ _BLANK = "[ \t]"
 _WHOLE = re.compile(rf"^{_BLANK}*{_LINES}([^{_CLOSE}]*){_CLOSE}{_BLANK}*$", re.MULTILINE)
 _END = f"(?:{_BLANK}+#[^{_CLOSE}]*|{_BLANK}*)"
 
-# An author may put double quotes around values: there is nothing else special in them.
+# An author may put double quotes around values: there is nothing else special in them. Each text is
+# read in one way alone, so that nothing is tried twice; quantifiers that never give back would
+# say so, but are wrong in Python 3.11.0 to 3.11.4.
 _OPTION = r"[A-Za-z0-9_@%+=:,./^~&|*!\[\]()-]"
+_NAME = "--[a-z][a-z-]*="
 _HEADER = re.compile(
-    rf"#SBATCH(?:{_BLANK}+(?:{_OPTION}++(?!{_ONE}|\")"
-    rf'|--[a-z][a-z-]*=(?:{_OPTION}|{_ONE}|"(?:{_OPTION}|[ ]|{_ONE})*+")*+))*+'
+    rf"#SBATCH(?:{_BLANK}+(?:(?!{_NAME}){_OPTION}+(?!{_OPTION}|{_ONE}|\")"
+    rf'|{_NAME}(?:{_OPTION}|{_ONE}|"(?:{_OPTION}|[ ]|{_ONE})*")*))*'
     rf"{_END}"
 )
 _PLAIN = r"[A-Za-z0-9_@%+=:,./-]"
-_VARIABLE = rf"\$(?:\{{[A-Za-z_][A-Za-z0-9_]*\}}|[A-Za-z_][A-Za-z0-9_]*+(?!{_ONE}))"
+_VARIABLE = (
+    rf"\$(?:\{{[A-Za-z_][A-Za-z0-9_]*\}}|[A-Za-z_][A-Za-z0-9_]*(?![A-Za-z0-9_]|{_ONE}))"
+)
 _INNER = rf"{_PLAIN}|{_VARIABLE}|{_ONE}"
-_WORD = rf'(?:{_INNER}|"(?:{_INNER}|[ ])*+")'
+_WORD = rf'(?:{_INNER}|"(?:{_INNER}|[ ])*")'
 # A value of these is run as code, or reckoned with, which may run code as well.
 _SPECIAL = r"(?:BASH\w*|ENV|EPOCH\w*|HISTCMD|IFS|LINENO|OPTIND|PROMPT_COMMAND|PS\d|S?RANDOM|SECONDS)="
-_ASSIGN = rf"(?!{_SPECIAL})[A-Za-z_][A-Za-z0-9_]*={_WORD}*+"
+_ASSIGN = rf"(?!{_SPECIAL})[A-Za-z_][A-Za-z0-9_]*={_WORD}*"
 _COMMAND = r"(?:module(?: [a-z]+)?|ml|source|\.|(?:conda|mamba|micromamba) activate|cd|mkdir(?: -p)?|echo)"
 _SHELL = re.compile(
-    rf"{_BLANK}*(?:(?P<assigns>(?:export{_BLANK}+)?{_ASSIGN}(?:{_BLANK}+{_ASSIGN})*+)"
-    rf"|{_COMMAND}(?:{_BLANK}+(?:{_WORD}++|{_SOME}))++)"
+    rf"{_BLANK}*(?:(?P<assigns>(?:export{_BLANK}+)?{_ASSIGN}(?:{_BLANK}+{_ASSIGN})*)"
+    rf"|{_COMMAND}(?:{_BLANK}+(?:{_WORD}+|{_SOME}))+)"
     rf"{_END}"
 )
 _LAST = re.compile(rf"{_BLANK}*(?:exec{_BLANK}+)?{_ALL}{_BLANK}*")
