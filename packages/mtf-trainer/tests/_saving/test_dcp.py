@@ -115,13 +115,13 @@ def test_members_of_enumerations_are_read_as_any_python_wrote_them(
     with path.open("wb") as file:
         Older(file).dump(metadata)
     assert b"getattr" in path.read_bytes()
-    other = {"x": torch.zeros_like(tensor)}
-    load_spread(tmp_path, names(tmp_path), other, failed)
-    assert torch.equal(cast("DTensor", other["x"]).to_local(), tensor.to_local())
+    other = cast(DTensor, torch.zeros_like(tensor))
+    load_spread(tmp_path, names(tmp_path), {"x": other}, failed)
+    assert torch.equal(other.full_tensor(), tensor.full_tensor())
 
     path.write_bytes(b"cbuiltins\ngetattr\n(ctorch\nSize\nVcount\ntR.")
     with pytest.raises(CheckpointDamagedError, match=r"'count' of <class .torch\.Size.>"):
-        load_spread(tmp_path, names(tmp_path), other, failed)
+        load_spread(tmp_path, names(tmp_path), {"x": other}, failed)
 
 
 @pytest.mark.parametrize("data", [b"N.", b"", b"garbage"])
