@@ -219,6 +219,23 @@ def test_what_a_user_cancels_in_slurm_is_not_brought_back(
     assert len(starts.read_text(encoding="utf-8").split()) == 1
 
 
+def test_one_of_several_that_comes_back_waits(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm
+) -> None:
+    """So it is not submitted again while its task waits to run it."""
+    slurm.configure(has_scontrol_on_nodes=False)
+    launcher = make_launcher(num_packed=2)
+    batch = [experiment("a", do="again"), experiment("b")]
+    ids = launcher.submit_experiment_batch(batch).job_ids
+    while not launcher.outcomes(ids[:1])[0].reason:
+        pass
+    slurm.configure(is_held=True)
+    assert launcher.bring_back(ids[:1]) == ids[:1]
+    assert launcher.states(ids) == ["pending"] * 2
+    assert launcher.submit_experiment_batch(batch).job_ids == ids
+    assert len(slurm.tasks()) == 1
+
+
 def test_a_requeue_beyond_the_limit_leaves_a_success(
     make_launcher: Make, experiment: Make
 ) -> None:

@@ -22,6 +22,7 @@ __all__ = ["Outcomes", "task_of"]
 # States of which what the experiment left says more.
 _TOLD_BY_EXIT = frozenset({JobState.FAILED, JobState.PREEMPTED})
 _ACTIVE = frozenset({JobState.PENDING, JobState.RUNNING})
+_DONE = frozenset({JobState.SUCCEEDED, JobState.FAILED})
 
 
 def task_of(job_id: str) -> str:
@@ -78,8 +79,9 @@ class Outcomes:
         if row is None:
             return left or self._without_row(job if is_shown else None, base, job_id)
         if "." in job_id:
-            is_again = row.state in _ACTIVE and self._is_requeued(job, base, job_id)
-            if left is not None and not is_again:
+            # What asked to be continued runs again with its task, as what was requeued does.
+            is_done = left in _DONE and not self._is_requeued(job, base, job_id)
+            if left is not None and (is_done or row.state not in _ACTIVE):
                 return left
             # One that has no end yet waits for those before it, or runs.
             return JobState.UNKNOWN if row.state is JobState.SUCCEEDED else row.state
