@@ -124,9 +124,8 @@ def bring_back(
         with ExitStack() as held:
             marks = {i: held.enter_context(_taken(path)) for i, path in some}
             ours = {i: mark for i, mark in marks.items() if mark is not None}
-            refused = _refused(
-                commands, [*ours], folders, {}
-            )  # another submission goes on
+            # Of what is refused another submission goes on.
+            refused = _refused(commands, [*ours], folders, {})
             back += [i for i in ours if i not in refused]
             for mark in ours.values():
                 mark.unlink(missing_ok=True)

@@ -9,8 +9,9 @@ command that runs the experiments. It is tried with a value for each variable wh
 and a setting without which the script would be the same is refused.
 
 Templates are written by the project; they run in Jinja2's sandbox all the same, and see
-nothing but the variables. One that fills the memory or recurses is an error, and so are powers
-and what ``*`` would make longer than a script may be; but one that counts for long is waited for.
+nothing but the variables. One that fills the memory or recurses is an error, and so are powers,
+text that ``%`` formats, and what ``*`` would make longer than a script may be or of two huge
+numbers; but one that counts for long is waited for.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ _FAULTS = (
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """One in which ``*`` makes nothing that is longer than a script may be."""
+    """One in which ``*`` makes no text or number beyond bounds, and ``%`` formats nothing."""
 
     intercepted_binops = frozenset("*%")  # so none is computed when a template is read
 

@@ -88,11 +88,10 @@ class Turns:
         """Return whether the job that an experiment ended with says something else now."""
         if not entry.job_id:
             return False
-        now = self._status(entry.experiment_name)
-        is_known = now is not None and now.state is not JobState.UNKNOWN
         if entry.job_id != self.ids[entry.experiment_name][-1]:
             return True  # somebody has submitted it again
-        return now is not None and is_known and now.state is not entry.ended
+        now = self._status(entry.experiment_name)
+        return now is not None and now.state not in {JobState.UNKNOWN, entry.ended}
 
     def take_up(self) -> None:
         """Let go on what was given up, if what it waits for may come true after all."""

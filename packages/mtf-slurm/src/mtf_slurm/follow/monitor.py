@@ -321,12 +321,10 @@ class JobMonitor:
         for job_id, state in states.items():
             before = seen.get(job_id, Seen())
             row = outcomes.row(job_id) or before.row
-            if (
-                row is not None and row.state is not state
-            ):  # as the experiment says itself
-                row = replace(
-                    row, reason="TimeLimit" if state is JobState.TIMEOUT else ""
-                )
+            if row is not None and row.state is not state:
+                # The experiment says how it ended, and Slurm's reason is of something else.
+                reason = "TimeLimit" if state is JobState.TIMEOUT else ""
+                row = replace(row, reason=reason)
             after = before.then(state, row, now_s)
             seen[job_id] = after
             if before.is_back(after.state, row):
