@@ -1,15 +1,15 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mtf_slurm import _control, _once
 from mtf_slurm._ends import End
 from mtf_slurm.command import Commands
 from mtf_slurm.errors import (
@@ -77,6 +77,64 @@ def test_a_requeue_whose_answer_is_lost_is_done(
     assert launcher.wait([job_id], timeout_s=60) == ["failed"]
     starts = project / "experiments" / "e" / "starts"
     assert len(starts.read_text(encoding="utf-8").split()) == 2
+
+
+def test_what_has_run_by_the_time_of_the_next_question_is_requeued_once(
+    make_launcher: Make,
+    experiment: Make,
+    slurm: FakeSlurm,
+    project: Path,
+    wait_for: WaitFor,
+) -> None:
+    """An answer is lost, and the job has failed again before Slurm is asked again."""
+    starts = project / "experiments" / "e" / "starts"
+
+    def until_it_has_failed(_: float) -> None:
+        wait_for(lambda: starts.read_text(encoding="utf-8").count("one") == 2)
+        wait_for(lambda: slurm.tasks()["1"]["state"] == "FAILED")
+
+    patient = Commands(timeout_s=20, num_attempts=3, sleep=until_it_has_failed)
+    launcher = make_launcher(commands=patient)
+    job_id = launcher.submit_single_experiment(experiment("e", do="fail"))
+    launcher.wait([job_id], timeout_s=60)
+    slurm.fail("scontrol", is_after=True)
+    launcher.requeue([job_id])
+    assert launcher.wait([job_id], timeout_s=60) == ["failed"]
+    assert slurm.tasks()[job_id]["restarts"] == 1
+
+
+def test_a_requeue_without_any_answer_may_be_done(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
+) -> None:
+    """It is an error, and if Slurm took it in all the same, the job runs."""
+    launcher = make_launcher(commands=Commands(timeout_s=20, num_attempts=1))
+    job_id = launcher.submit_single_experiment(experiment("e"))
+    launcher.wait([job_id], timeout_s=60)
+    slurm.configure(is_held=True)
+    slurm.fail("scontrol", is_after=True)
+    with pytest.raises(SchedulerUnreachableError):
+        launcher.requeue([job_id])
+    slurm.configure(is_held=False)
+    assert launcher.wait([job_id], timeout_s=60) == ["succeeded"]
+    starts = project / "experiments" / "e" / "starts"
+    assert starts.read_text(encoding="utf-8").count("one") == 2
+
+
+def test_an_experiment_that_has_a_newer_job_is_not_requeued(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm
+) -> None:
+    """It would run twice at once; alone, or as one of several whose task would run again."""
+    launcher = make_launcher(num_packed=2)
+    first = [experiment("a", do="fail"), experiment("b")]
+    old = launcher.submit_experiment_batch(first).job_ids
+    launcher.wait(old, timeout_s=60)
+    slurm.configure(is_held=True)
+    new = launcher.submit_single_experiment(experiment("a", do="fail"))
+    with pytest.raises(SubmissionError, match=f"a has job {new} since"):
+        launcher.requeue(old[:1])
+    launcher.requeue(old[1:])  # beside it, the failure does not run
+    folder = old[0].partition(".")[0]
+    assert slurm.tasks()[folder]["state"] == "PENDING"
 
 
 def test_one_of_several_in_a_task_runs_again(
@@ -236,6 +294,57 @@ def test_one_of_several_that_comes_back_waits(
     assert len(slurm.tasks()) == 1
 
 
+def test_one_that_has_not_begun_comes_back_with_its_task(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm
+) -> None:
+    """It has not failed; asked for alone, the task comes back; it is cancelled with it."""
+    slurm.configure(has_scontrol_on_nodes=False)
+    launcher = make_launcher(num_packed=2)
+    batch = [experiment("a", do="again"), experiment("b")]
+    ids = launcher.submit_experiment_batch(batch).job_ids
+    while not launcher.outcomes(ids[:1])[0].reason:
+        pass
+    assert launcher.states(ids) == ["preempted"] * 2
+    slurm.configure(is_held=True)
+    with pytest.raises(SubmissionError, match=f"its task runs {ids[0]}, too"):
+        launcher.cancel(ids[1:])
+    assert launcher.bring_back(ids[1:]) == ids[1:]
+    assert launcher.states(ids) == ["pending"] * 2
+
+
+def test_a_task_does_not_come_back_with_what_has_a_newer_job(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm
+) -> None:
+    """What was submitted again after it would run twice; the rest is submitted again, too."""
+    slurm.configure(has_scontrol_on_nodes=False)
+    launcher = make_launcher(num_packed=2)
+    batch = [experiment("a", do="again"), experiment("b")]
+    ids = launcher.submit_experiment_batch(batch).job_ids
+    while not launcher.outcomes(ids[:1])[0].reason:
+        pass
+    slurm.configure(is_held=True)
+    slurm.fail("scontrol", "error: Requested operation is disabled")
+    newer = launcher.submit_single_experiment(batch[1])
+    assert newer not in ids
+    mark = launcher.generate_sbatch_script(batch[0]).parent / f"{ids[0]}.again"
+    mark.touch()  # as of a job that could write it only now
+    assert launcher.bring_back(ids[:1]) == []
+    assert not mark.exists()
+    assert launcher.submit_single_experiment(batch[0]) not in {*ids, newer}
+
+
+def test_a_folder_that_cannot_be_written_is_only_looked_at(
+    asks_to_come_back: tuple[SLURMLauncher, str], slurm: FakeSlurm, project: Path
+) -> None:
+    """Who may not requeue there sees the job as it ended."""
+    launcher, job_id = asks_to_come_back
+    lock = project / "experiments" / ".slurm" / "submit.lock"
+    lock.unlink()
+    lock.mkdir()
+    assert launcher.wait([job_id], timeout_s=60) == ["preempted"]
+    assert slurm.tasks()[job_id]["restarts"] == 0
+
+
 def test_a_requeue_beyond_the_limit_leaves_a_success(
     make_launcher: Make, experiment: Make
 ) -> None:
@@ -281,7 +390,7 @@ def test_a_node_without_scontrol(
     slurm: FakeSlurm,
     project: Path,
 ) -> None:
-    """The next submission requeues the same job; its mark is gone, and nothing is new."""
+    """The next submission requeues the same job, and nothing is new; begun, it has no mark."""
     launcher, job_id = asks_to_come_back
     folder = project / "experiments" / "e"
     assert (folder / f"{job_id}.again").is_file()
@@ -290,9 +399,11 @@ def test_a_node_without_scontrol(
     slurm.configure(is_held=True)
     assert launcher.submit_single_experiment(experiment("e", do="again")) == job_id
     assert launcher.states([job_id]) == ["pending"]
-    assert not list(folder.glob("*.again")) + list(folder.glob(".*.again"))
     assert slurm.tasks()[job_id]["restarts"] == 1
     assert len(slurm.tasks()) == 1
+    slurm.configure(is_held=False, has_scontrol_on_nodes=True)
+    assert launcher.wait([job_id], timeout_s=60) == ["preempted"]
+    assert not (folder / f"{job_id}.again").exists()
 
 
 def test_waiting_brings_back_until_the_limit(
@@ -311,7 +422,7 @@ def test_waiting_brings_back_until_the_limit(
 def test_one_of_many_brings_it_back(
     asks_to_come_back: tuple[SLURMLauncher, str], slurm: FakeSlurm
 ) -> None:
-    """However many look at once, one requeues."""
+    """However many look at once, one requeues, and all see that it comes back."""
     launcher, job_id = asks_to_come_back
     slurm.configure(is_held=True)
     found: list[str] = []
@@ -323,7 +434,7 @@ def test_one_of_many_brings_it_back(
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == [job_id]
+    assert found == [job_id] * 4
     assert slurm.tasks()[job_id]["restarts"] == 1
 
 
@@ -346,7 +457,8 @@ def test_many_are_brought_back_at_once(
     assert launcher.bring_back(ids[2:]) == ids[2:]
     assert slurm.calls("scontrol")[-2:] == [[*requeue, ids[2]], [*requeue, ids[3]]]
     assert [slurm.tasks()[i]["restarts"] for i in ids[1:]] == [1] * 3
-    assert launcher.bring_back(ids) == []
+    assert launcher.bring_back(ids) == ids[1:]
+    assert slurm.calls("scontrol")[-1] == [*requeue, ids[3]]
 
 
 def test_what_cannot_be_brought_back(
@@ -363,19 +475,13 @@ def test_what_cannot_be_brought_back(
     assert launcher.submit_single_experiment(experiment("e", do="again")) != job_id
 
 
-@pytest.mark.parametrize("name", ["{}.again", ".{}.again"])
 def test_what_is_cancelled_is_not_brought_back(
-    name: str,
-    asks_to_come_back: tuple[SLURMLauncher, str],
-    slurm: FakeSlurm,
-    project: Path,
+    asks_to_come_back: tuple[SLURMLauncher, str], slurm: FakeSlurm, project: Path
 ) -> None:
-    """Its mark is gone, also one whose taker was killed; so it stays as it ended."""
+    """Its mark is gone, so it stays as it ended."""
     launcher, job_id = asks_to_come_back
-    folder = project / "experiments" / "e"
-    (folder / f"{job_id}.again").rename(folder / name.format(job_id))
     launcher.cancel([job_id])
-    assert not list(folder.glob("*.again")) + list(folder.glob(".*.again"))
+    assert not (project / "experiments" / "e" / f"{job_id}.again").exists()
     assert launcher.bring_back([job_id]) == []
     assert launcher.wait([job_id], timeout_s=60) == ["preempted"]
     assert slurm.tasks()[job_id]["restarts"] == 0
@@ -384,10 +490,9 @@ def test_what_is_cancelled_is_not_brought_back(
 def test_a_mark_that_was_used_is_gone(
     asks_to_come_back: tuple[SLURMLauncher, str], slurm: FakeSlurm, project: Path
 ) -> None:
-    """Where who requeued was killed before it forgot the mark, nothing comes back twice."""
+    """Who requeues leaves it to the job, which begins and takes it away: nothing comes twice."""
     launcher, job_id = asks_to_come_back
     folder = project / "experiments" / "e"
-    (folder / f"{job_id}.again").rename(folder / f".{job_id}.again")
     text = json.dumps({"do": "fail", "slurm": None})
     (folder / "config.yaml").write_text(text, encoding="utf-8")
     QUICK.run(("scontrol", "requeue", job_id))
@@ -396,22 +501,19 @@ def test_a_mark_that_was_used_is_gone(
     assert slurm.tasks()[job_id]["restarts"] == 1
 
 
-def test_a_mark_whose_taker_was_killed_is_used_by_the_next(
+def test_a_job_that_another_brings_back_waits(
     asks_to_come_back: tuple[SLURMLauncher, str], slurm: FakeSlurm, project: Path
 ) -> None:
-    """One that is still held is not; it is as soon as its taker is gone."""
+    """While one asks, no other does, nor says that it has ended, nor takes the mark away."""
     launcher, job_id = asks_to_come_back
     slurm.configure(is_held=True)
-    folder = project / "experiments" / "e"
-    mark = (folder / f"{job_id}.again").rename(folder / f".{job_id}.again")
-    with mark.open(encoding="utf-8") as taken:
-        fcntl.flock(taken, fcntl.LOCK_EX)
-        assert launcher.bring_back([job_id]) == []
-        launcher.cancel([job_id])
-        assert mark.exists()
-        assert launcher.states([job_id]) == ["preempted"]
+    with _once.lock(project / "experiments", timeout_s=0):
+        assert launcher.bring_back([job_id]) == [job_id]
+        assert launcher.wait([job_id], timeout_s=0) == ["pending"]
+        with pytest.raises(SubmissionError, match="another process has submitted or req"):
+            _control.cancel(QUICK, [job_id], [project / "experiments"], lock_timeout_s=0)
+    assert slurm.tasks()[job_id]["restarts"] == 0
     assert launcher.bring_back([job_id]) == [job_id]
-    assert not mark.exists()
     assert slurm.tasks()[job_id]["restarts"] == 1
 
 
@@ -423,14 +525,17 @@ def test_a_command_that_cannot_be_started_leaves_the_mark(
     """Where this machine has no processes left, the error is that; the next goes on."""
     launcher, job_id = asks_to_come_back
     with monkeypatch.context() as patch:
+        once = Commands.once
 
-        def none_left(*_: object) -> None:
-            raise BlockingIOError(11, "Resource temporarily unavailable")
+        def none_left(self: Commands, argv: Sequence[str], **more: Any) -> str:
+            if argv[0] == "scontrol":
+                raise BlockingIOError(11, "Resource temporarily unavailable")
+            return once(self, argv, **more)
 
-        patch.setattr(Commands, "run", none_left)
+        patch.setattr(Commands, "once", none_left)
         with pytest.raises(BlockingIOError, match="temporarily"):
             launcher.bring_back([job_id])
-    assert (project / "experiments" / "e" / f".{job_id}.again").exists()
+    assert (project / "experiments" / "e" / f"{job_id}.again").exists()
     assert launcher.bring_back([job_id]) == [job_id]
 
 

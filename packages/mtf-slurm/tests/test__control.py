@@ -78,12 +78,12 @@ def test_a_refusal_among_what_is_passed_over(slurm: FakeSlurm) -> None:
     slurm.fail("scancel", said)
     ids = [str(1 + 2 * i) for i in range(300)]
     with pytest.raises(SchedulerCommandError, match="permission denied"):
-        _control.cancel(QUICK, ids, [])
+        _control.cancel(QUICK, ids, [], lock_timeout_s=1)
     assert len(slurm.calls("scancel")) == 2
     slurm.fail("scancel", "error: Kill job error on job id 1: Invalid job id specified")
-    _control.cancel(QUICK, ["1"], [])
+    _control.cancel(QUICK, ["1"], [], lock_timeout_s=1)
     before = slurm.calls()
-    _control.cancel(QUICK, ["no id"], [])
+    _control.cancel(QUICK, ["no id"], [], lock_timeout_s=1)
     assert slurm.calls() == before
 
 

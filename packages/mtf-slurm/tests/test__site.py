@@ -7,11 +7,24 @@ from typing import Any
 
 import pytest
 
-from mtf_slurm.errors import SnapshotError, TemplateError
+from mtf_slurm.errors import SnapshotError, SubmissionError, TemplateError
 from mtf_slurm.git import GitManager
 from mtf_slurm.testing import FakeSlurm
 
 Make = Callable[..., Any]
+
+
+def test_a_folder_from_which_nothing_can_be_imported(
+    make_launcher: Make, tmp_path: Path
+) -> None:
+    """A colon would split PYTHONPATH, and other code might run: it is refused, and named."""
+    place = tmp_path / "a:b"
+    place.mkdir()
+    with pytest.raises(SubmissionError, match=r"a:b: ':' in a path splits PYTHONPATH"):
+        make_launcher(experiments_folder=place)
+    with pytest.raises(SubmissionError, match="a:b"):
+        make_launcher().submit([], folder=place)
+    make_launcher(experiments_folder=place, freeze_code=False)
 
 
 def test_nodes_that_are_left_out(
@@ -71,8 +84,8 @@ def test_experiments_within_the_project_are_not_frozen(
 def test_a_container_whose_folders_it_cannot_be_given(
     make_launcher: Make, experiment: Make, slurm: FakeSlurm, tmp_path: Path
 ) -> None:
-    """A colon would be read as two folders, so the experiment is refused."""
-    launcher = make_launcher(experiments_folder=tmp_path / "a:b")
+    """A comma would be read as two folders, so the experiment is refused."""
+    launcher = make_launcher(experiments_folder=tmp_path / "a,b")
     [row] = launcher.submit_experiment_batch([experiment("e", container="image.sif")])
     assert "':' or ','" in (row.error or "")
     assert slurm.calls() == []

@@ -404,6 +404,11 @@ def test_scripts_to_look_at(
     assert slurm.calls() == []
     with pytest.raises(TemplateError, match="nope: unknown"):
         launcher.generate_sbatch_script(experiment("e"), {"nope": 1})
+    (path.parents[1] / "file").touch()
+    with pytest.raises(
+        SubmissionError, match=r"file\.sbatch: cannot be written: .* rights"
+    ):
+        launcher.generate_sbatch_script(experiment("file"))
 
 
 def test_configs_are_written_where_jobs_are_submitted(

@@ -95,6 +95,21 @@ def test_of_several_in_a_task_only_the_interrupted_one_runs_again(
     assert [starts(folder / name) for name in "abcd"] == [1, 2, 2, 1]
 
 
+def test_code_that_is_gone_when_a_job_comes_back_is_a_failure(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
+) -> None:
+    """It asks to be continued no more, and is not brought back again and again."""
+    slurm.configure(has_scontrol_on_nodes=False)
+    launcher = make_launcher()
+    job_id = launcher.submit_single_experiment(experiment("e", do="again"))
+    while not launcher.states([job_id])[0].is_final:
+        pass
+    (project / ".git").rename(project / "gone")
+    assert launcher.wait([job_id], timeout_s=60) == ["failed"]
+    assert slurm.tasks()[job_id]["restarts"] == 1
+    assert launcher.bring_back([job_id]) == []
+
+
 def test_several_in_a_task_are_cancelled(
     make_launcher: Make,
     experiment: Make,

@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mtf_slurm._ends import End
     from mtf_slurm.command import Commands
     from mtf_slurm.errors import (
         GitLockTimeoutError,
@@ -40,6 +41,7 @@ __all__ = [
     "BatchSubmissionResult",
     "Choice",
     "Commands",
+    "End",
     "Experiment",
     "ExperimentSchedule",
     "FailingNodes",
@@ -69,6 +71,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _NAMES = {
+    "_ends": "End",
     "command": "Commands",
     "errors": "GitLockTimeoutError MtfSlurmError SchedulerCommandError "
     "SchedulerUnreachableError SnapshotError SubmissionError TemplateError "

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from mtf_slurm import _control
+from mtf_slurm import _again, _control
 from mtf_slurm.command import Commands
 from mtf_slurm.errors import MtfSlurmError, SubmissionError
 from mtf_slurm.follow.efficiency import efficiency
@@ -45,6 +45,7 @@ Slurm is asked at most every 30 seconds for one folder, by all who ask together:
 be so old. Ctrl-C leaves the jobs alone.
 """
 _SHOWN = 20
+_LOCK_TIMEOUT_S = 60.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -171,13 +172,12 @@ def _cancel(folder: Path, names: Sequence[str], *, is_all: bool) -> int:
     known = {status.experiment_name for status in statuses}
     if missing := [name for name in names if name not in known]:
         raise SubmissionError(", ".join(missing), f"has no job in {folder}")
-    chosen = [
-        status
-        for status in statuses
-        if (is_all or status.experiment_name in names) and not status.state.is_final
-    ]
-    _control.cancel(Commands(), [status.job_id for status in chosen], [folder])
-    print(f"asked {len(chosen)} of {len(statuses)} jobs to end")
+    chosen = [s for s in statuses if is_all or s.experiment_name in names]
+    live = [status.job_id for status in chosen if not status.state.is_final]
+    # What has ended may wait for somebody to bring it back.
+    ended = [s.job_id for s in chosen if s.state in _again.MAY_COME_BACK]
+    _control.cancel(Commands(), live + ended, [folder], lock_timeout_s=_LOCK_TIMEOUT_S)
+    print(f"asked {len(live)} of {len(statuses)} jobs to end")
     return 0
 
 

@@ -60,13 +60,20 @@ def latest(
     return [known.get(name) for name in names]
 
 
-def cancel(commands: Commands, job_ids: Sequence[str], folders: Iterable[Path]) -> None:
+def cancel(
+    commands: Commands,
+    job_ids: Sequence[str],
+    folders: Iterable[Path],
+    *,
+    lock_timeout_s: float,
+) -> None:
     """Ask jobs to end, without waiting. What has ended, or is unknown, is passed over.
 
     Args:
         commands: What asks.
         job_ids: Which.
         folders: Of experiments, to be searched for those that Slurm does not know.
+        lock_timeout_s: How long to wait for who brings back what is to end, in seconds.
 
     Raises:
         SubmissionError: If an experiment shares its task with others that are to go on.
@@ -87,7 +94,7 @@ def cancel(commands: Commands, job_ids: Sequence[str], folders: Iterable[Path]) 
                 f"its task runs {', '.join(others)}, too: cancel all of them, or none"
             )
             raise SubmissionError(job_id, reason)
-    forget_marks(folders, known)
+    forget_marks(folders, known, lock_timeout_s=lock_timeout_s)
     tasks = arrays.ranges(dict.fromkeys(map(task_of, known)))
     refusals = []
     for some in arrays.parted(tasks, _NUM_CANCELLED):
@@ -101,11 +108,21 @@ def cancel(commands: Commands, job_ids: Sequence[str], folders: Iterable[Path]) 
 
 
 def states_now(
-    commands: Commands, job_ids: Sequence[str], folders: Collection[Path]
+    commands: Commands,
+    job_ids: Sequence[str],
+    folders: Collection[Path],
+    *,
+    is_locked: bool = False,
 ) -> dict[str, JobState]:
     """Return how jobs are, when those are brought back that wait for that.
 
     Left out is what Slurm has lost, and given its id to another, and what left no end.
+
+    Args:
+        commands: What asks.
+        job_ids: Which.
+        folders: Of experiments, where the files of jobs lie.
+        is_locked: Whether the caller has the locks of these.
 
     Raises:
         SchedulerUnreachableError: If Slurm cannot be asked.
@@ -118,7 +135,8 @@ def states_now(
     for job_id in filter(outcomes.is_others, unknown):
         del states[job_id]
     ended = [job_id for job_id, state in states.items() if state in MAY_COME_BACK]
-    return states | dict.fromkeys(bring_back(commands, ended, folders), JobState.PENDING)
+    back = bring_back(commands, ended, folders, is_locked=is_locked)
+    return states | dict.fromkeys(back, JobState.PENDING)
 
 
 def wait(  # noqa: PLR0913 -- each is set by name

@@ -32,11 +32,15 @@ from mtf_slurm.errors import (
     UnreadableReplyError,
 )
 
-__all__ = ["lock", "recover", "submit"]
+__all__ = ["BusyError", "lock", "recover", "submit"]
 
 _POLL_S = 0.02
 _REFUSED = re.compile("job submission failed", re.IGNORECASE)  # by the controller
 _REPLY = re.compile(r"([1-9]\d*)(?:;\S+)?", re.ASCII)  # with its cluster, in a federation
+
+
+class BusyError(SubmissionError):
+    """Another process has a folder's lock."""
 
 
 @contextmanager
@@ -44,7 +48,8 @@ def lock(experiments_folder: Path, *, timeout_s: float) -> Iterator[int]:
     """Let one submitter at a time into a folder; yield the file to be inherited.
 
     Raises:
-        SubmissionError: If another has it for too long, or the folder cannot be written.
+        BusyError: If another has it for longer than *timeout_s* seconds.
+        SubmissionError: If the folder cannot be written.
     """
     folder = experiments_folder / JOBS_FOLDER
     path = folder / "submit.lock"
@@ -70,10 +75,10 @@ def _take(fd: int, path: Path, timeout_s: float) -> None:
             return
         if time.monotonic() > deadline:
             reason = (
-                f"another process has submitted for longer than {timeout_s:g} s, or its "
-                f"sbatch still waits for an answer: try again, or end it"
+                f"another process has submitted or requeued for longer than {timeout_s:g} "
+                f"s, or its sbatch still waits for an answer: try again, or end it"
             )
-            raise SubmissionError(str(path), reason)
+            raise BusyError(str(path), reason)
         time.sleep(_POLL_S)
 
 

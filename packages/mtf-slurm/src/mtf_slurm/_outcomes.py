@@ -6,7 +6,7 @@ the files of `mtf_slurm.arrays` tell. What neither knows is ``unknown``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -66,6 +66,7 @@ class Outcomes:
         }
         self._folders = tuple(folders)
         self._names: dict[Job, dict[str, str]] = {}
+        self._tasks: dict[Job, dict[str, list[str]]] = {}
         self._jobs: dict[str, Job | None] = {}
 
     def state(self, job_id: str) -> JobState:
@@ -79,15 +80,28 @@ class Outcomes:
         if row is None:
             return left or self._without_row(job if is_shown else None, base, job_id)
         if "." in job_id:
-            # What asked to be continued runs again with its task, as what was requeued does.
-            is_done = left in _DONE and not self._is_requeued(job, base, job_id)
-            if left is not None and (is_done or row.state not in _ACTIVE):
-                return left
-            # One that has no end yet waits for those before it, or runs.
-            return JobState.UNKNOWN if row.state is JobState.SUCCEEDED else row.state
+            return self._of_several(job, base, job_id, row)
         if row.state in _TOLD_BY_EXIT:
             return left or row.state
         return row.state
+
+    def _of_several(self, job: Job | None, base: str, job_id: str, row: Row) -> JobState:
+        """Return how one of several in a task is, of which Slurm shows *row*."""
+        left = self._left(job, base, job_id)
+        # What asked to be continued runs again with its task, as what was requeued does.
+        if left is not None and (row.state not in _ACTIVE or self.has_ended(job_id)):
+            return left
+        if row.state in _TOLD_BY_EXIT:
+            return self._broke_off(job, base, job_id) or row.state
+        # One that has no end yet waits for those before it, or runs.
+        return JobState.UNKNOWN if row.state is JobState.SUCCEEDED else row.state
+
+    def has_ended(self, job_id: str) -> bool:
+        """Tell whether an experiment left that it ended by itself, and is not to run again."""
+        known = self.experiment(job_id)
+        if known is None or known[0].left(known[1], job_id) not in _DONE:
+            return False
+        return not known[0].is_requeued(known[1], job_id)
 
     def row(self, job_id: str) -> Row | None:
         """Return what Slurm shows of a job itself, and of no other with its id."""
@@ -118,8 +132,14 @@ class Outcomes:
         job = None if base is None else self._owner(base)[0]
         if base is None or job is None:
             return [job_id]
-        ids = [i for i in self._names_of(job, base) if task_of(i) == task_of(job_id)]
-        return [i for i in ids if i == job_id or not self.state(i).is_final]
+        names = self._names_of(job, base)
+        return [
+            i
+            for i in self._same_task(job, base, job_id)
+            if i == job_id
+            or not self.state(i).is_final
+            or job.asks_to_come_back(names[i], i)
+        ]
 
     def _owner(self, base: str) -> tuple[Job | None, bool]:
         """Return whose submission a job is, and whether what Slurm shows is that.
@@ -164,6 +184,15 @@ class Outcomes:
             self._names[job] = {i: name for name, i in job.ids(base).items()}
         return self._names[job]
 
+    def _same_task(self, job: Job, base: str, job_id: str) -> Sequence[str]:
+        """Return the ids of all experiments that the same task runs."""
+        if job not in self._tasks:
+            found: dict[str, list[str]] = {}
+            for each in self._names_of(job, base):
+                found.setdefault(task_of(each), []).append(each)
+            self._tasks[job] = found
+        return self._tasks[job].get(task_of(job_id), [])
+
     def _left(self, job: Job | None, base: str, job_id: str) -> JobState | None:
         """Return how an experiment says that it ended; None where it does not."""
         name = self._names_of(job, base).get(job_id) if job else None
@@ -171,10 +200,11 @@ class Outcomes:
             return None
         return job.left(name, job_id)
 
-    def _is_requeued(self, job: Job | None, base: str, job_id: str) -> bool:
-        """Tell whether an experiment that has ended is to run again in its task."""
-        name = self._names_of(job, base).get(job_id) if job else None
-        return job is not None and name is not None and job.is_requeued(name, job_id)
+    def _broke_off(self, job: Job | None, base: str, job_id: str) -> JobState | None:
+        """Return how the one ended in a task that asked to be continued, before its end."""
+        same = self._same_task(job, base, job_id) if job else ()
+        ends = (self._left(job, base, i) for i in same)
+        return next((end for end in ends if end not in {None, *_DONE}), None)
 
 
 def _is_moved(there: Job, own: Job) -> bool:

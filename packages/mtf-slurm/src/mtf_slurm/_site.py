@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from mtf_slurm.git import GitManager
 from mtf_slurm.render import Template, check_setup
 from mtf_slurm.settings import settings_of
 
-__all__ = ["Site", "excluded_in", "manager_of", "work_of"]
+__all__ = ["Site", "check_place", "excluded_in", "manager_of", "work_of"]
 
 _NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -65,6 +66,21 @@ class Site:
                     f"name of a command"
                 )
                 raise ValueError(msg)
+
+
+def check_place(site: Site, folder: Path) -> None:
+    """Refuse a folder of experiments whose jobs could not import their code.
+
+    Raises:
+        SubmissionError: Naming the folder where that would lie.
+    """
+    place = site.code.project_root if site.git is None else folder
+    if os.pathsep in str(place):
+        reason = (
+            f"{os.pathsep!r} in a path splits PYTHONPATH, by which jobs import their code: "
+            f"give a folder without"
+        )
+        raise SubmissionError(str(place), reason)
 
 
 def excluded_in(site: Site, folder: Path) -> list[str]:

@@ -17,13 +17,12 @@ import re
 import secrets
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from mtf_slurm.errors import SubmissionError
+from mtf_slurm.experiments import told
 from mtf_slurm.git import Snapshot
 from mtf_slurm.git.snapshot import CHECKOUT_SCRIPT
 from mtf_slurm.settings import SlurmSettings
@@ -295,6 +294,10 @@ class Job:
         """Tell whether an experiment that has ended was asked to run again."""
         return (self.experiments_folder / name / f"{job_id}.requeued").exists()
 
+    def asks_to_come_back(self, name: str, job_id: str) -> bool:
+        """Tell whether an experiment waits for somebody to requeue its job."""
+        return (self.experiments_folder / name / f"{job_id}.again").exists()
+
     def age_s(self, now: float) -> float:
         """Return how long ago its job was written down, by the file system's clock."""
         try:
@@ -344,7 +347,7 @@ def new_job(experiments_folder: Path, number: int) -> Job:
     """
     name = f"{number:06d}.{secrets.token_hex(8)}"
     job = Job(experiments_folder / JOBS_FOLDER / name)
-    with _told(job.folder):
+    with told(job.folder):
         job.folder.mkdir(parents=True)
     return job
 
@@ -372,25 +375,12 @@ def write_files(job: Job, planned: Planned, shell_settings: str, script: str) ->
         (".tasks", tasks, 0o666),
     ):
         path = job.folder / name
-        with _told(path):
+        with told(path):
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
             with open(fd, "w", encoding="utf-8") as file:  # noqa: PTH123 -- it has a mode
                 file.write(text)
                 if name == ".tasks":
                     file.flush()
                     os.fsync(fd)
-    with _told(path):
+    with told(path):
         path.replace(job.folder / "tasks")
-
-
-@contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Say which file cannot be written, and what to do."""
-    try:
-        yield
-    except OSError as error:
-        reason = (
-            f"cannot be written: {error.strerror or error}; make room there, or see to its "
-            f"rights, and submit again"
-        )
-        raise SubmissionError(str(path), reason) from error

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +27,7 @@ __all__ = [
     "config_text",
     "dumped",
     "has_other_config",
+    "told",
     "write_text",
 ]
 
@@ -187,3 +188,16 @@ def has_other_config(folder: Path, text: str) -> bool:
     except (OSError, ValueError, RecursionError):
         return False  # what is YAML is not read here
     return bool(there != json.loads(text))
+
+
+@contextmanager
+def told(path: Path) -> Iterator[None]:
+    """Say which file cannot be written, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        reason = (
+            f"cannot be written: {error.strerror or error}; make room there, or see to its "
+            f"rights, and submit again"
+        )
+        raise SubmissionError(str(path), reason) from error

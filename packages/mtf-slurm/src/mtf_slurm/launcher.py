@@ -25,7 +25,7 @@ from mtf_slurm import _again, _control, arrays
 from mtf_slurm._batch import script_of, submit_batch
 from mtf_slurm._ends import End, ends
 from mtf_slurm._outcomes import Outcomes
-from mtf_slurm._site import Site, excluded_in, manager_of, work_of
+from mtf_slurm._site import Site, check_place, excluded_in, manager_of, work_of
 from mtf_slurm.after import After
 from mtf_slurm.arrays import Code, Job, Planned
 from mtf_slurm.command import Commands
@@ -35,6 +35,7 @@ from mtf_slurm.experiments import (
     Experiment,
     checked_entry_point,
     checked_name,
+    told,
 )
 from mtf_slurm.git import GitManager
 from mtf_slurm.git.branches import Branch
@@ -78,7 +79,8 @@ class SLURMLauncher:
     Raises:
         TemplateError: If the template cannot be used.
         SnapshotError: If the code is to be frozen and cannot be.
-        SubmissionError: If *defaults* or *entry_point* do not fit.
+        SubmissionError: If *defaults* or *entry_point* do not fit, or code cannot be imported
+            from where it would lie.
         ValueError: If a number is out of range, *python* or *setup* cannot be used, or
             *push_to* is given without frozen code.
     """
@@ -151,6 +153,7 @@ class SLURMLauncher:
             num_packed=num_packed,
             max_array_size=max_array_size,
         )
+        check_place(self._site, self._experiments_folder)
 
     # ------------------------------------------------------------ submit
 
@@ -180,6 +183,7 @@ class SLURMLauncher:
         folder = _absolute(folder)
         if not folder.is_dir():
             raise SubmissionError(str(folder), "there is no such folder: make it first")
+        check_place(self._site, folder)
         self._know(folder)
         return self._submit(experiments, folder, after, writes=False)
 
@@ -198,7 +202,9 @@ class SLURMLauncher:
             after,
             writes=writes,
             lock_timeout_s=self._lock_timeout_s,
-            states=partial(_control.states_now, self._commands, folders=(folder,)),
+            states=partial(
+                _control.states_now, self._commands, folders=(folder,), is_locked=True
+            ),
         )
 
     def submit_experiment_batch(
@@ -249,12 +255,13 @@ class SLURMLauncher:
         planned = Planned(work, ((name,),))
         script = script_of(self._site, draft, planned, self._site.code, context)
         path = folder / name / f"{name}.sbatch"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=path.parent) as aside:
-            made = Path(aside, path.name)
-            made.touch(mode=0o600)  # whatever that of an older one is
-            made.write_text(script, encoding="utf-8")
-            made.replace(path)
+        with told(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(dir=path.parent) as aside:
+                made = Path(aside, path.name)
+                made.touch(mode=0o600)  # whatever that of an older one is
+                made.write_text(script, encoding="utf-8")
+                made.replace(path)
         return path
 
     # ------------------------------------------------------------ watch, end, bring back
@@ -296,18 +303,28 @@ class SLURMLauncher:
             SchedulerUnreachableError: If Slurm cannot be asked.
             SchedulerCommandError: If it refuses.
         """
-        _control.cancel(self._commands, _several(job_ids), self._folders)
+        _control.cancel(
+            self._commands,
+            _several(job_ids),
+            self._folders,
+            lock_timeout_s=self._lock_timeout_s,
+        )
 
     def requeue(self, job_ids: Sequence[str]) -> None:
         """Let jobs run again, from their checkpoints, under the same ids.
 
         Raises:
-            SubmissionError: If an id is none.
+            SubmissionError: If an id is none, or its experiment has another job since.
             SchedulerUnreachableError: If Slurm cannot be asked.
             SchedulerCommandError: If it refuses one; the others run again all the same. After
                 some minutes it forgets what has ended: submit that again.
         """
-        _again.requeue(self._commands, _several(job_ids), self._folders)
+        _again.requeue(
+            self._commands,
+            _several(job_ids),
+            self._folders,
+            lock_timeout_s=self._lock_timeout_s,
+        )
 
     def bring_back(self, job_ids: Sequence[str]) -> list[str]:
         """Requeue those of *job_ids* that asked for it where there is no ``scontrol``.
@@ -316,7 +333,7 @@ class SLURMLauncher:
         and `wait` see to it by themselves.
 
         Returns:
-            The jobs that wait or run again.
+            The jobs that wait or run again, or that another process sees to just now.
 
         Raises:
             SchedulerUnreachableError: If Slurm cannot be asked.
@@ -372,10 +389,9 @@ class SLURMLauncher:
         if self._site.git is None:
             msg = "the code is not frozen, so there are no branches"
             raise ValueError(msg)
-        inner = (
-            path for f in self._folders for path in f.glob(f"*/{arrays.JOBS_FOLDER}")
-        )
-        folders = self._folders | {path.parent for path in inner}
+        pattern = f"*/{arrays.JOBS_FOLDER}"
+        inner = {path.parent for f in self._folders for path in f.glob(pattern)}
+        folders = self._folders | inner
         keep = _control.branches_in_use(self._commands, folders)
         return self._site.git.prune(older_than=older_than, keep=keep)
 

@@ -186,8 +186,7 @@ place_of() { # <place in the task>
 
 run_one() { # <experiment> <its job's id>
   local folder=$experiments_folder/$1 id=$2
-  rm -f -- "$folder/$id.exit" "$folder/$id.again" "$folder/.$id.again" \
-    "$folder/.$id.saved" "$folder/$id.requeued"
+  rm -f -- "$folder/$id.exit" "$folder/.$id.saved" "$folder/$id.requeued"
   export MTF_EXPERIMENT_DIR=$folder MTF_JOB_ID=$id
   set_command "$folder/config.yaml"
   (
@@ -220,6 +219,10 @@ if [ "${#names[@]}" -eq 0 ]; then
   say "there is no line $((index + 1)) in $job_folder/tasks"
   exit 1
 fi
+for position in "${!names[@]}"; do
+  place_of "$position"
+  rm -f -- "$files.again" # it is back
+done
 if [ "$restarts" -gt "$max_requeues" ]; then
   say "has come back $restarts times, more than the limit (max_requeues): it ends"
   for position in "${!names[@]}"; do
@@ -231,6 +234,10 @@ if [ "$restarts" -gt "$max_requeues" ]; then
 fi
 if ! make_code; then
   say "the code that was submitted cannot be checked out"
+  for position in "${!names[@]}"; do
+    place_of "$position"
+    has_ended "$files" || rm -f -- "$files.exit" # it has failed, as Slurm says
+  done
   exit 1
 fi
 find_port

@@ -396,6 +396,23 @@ def test_jobs_that_ask_for_it_are_brought_back(
     assert [s.state for s in monitor.statuses()] == [JobState.SUCCEEDED]
 
 
+def test_what_cannot_be_brought_back_now_is_asked_for_again(
+    experiments: Path, submit: Submit, slurm: FakeSlurm, wait_for: WaitFor
+) -> None:
+    """While nobody answers it has not ended, and says what the trouble is."""
+    job_id = submit("a", script="[ -e go ] && exit 0; touch go; exit 75")
+    wait_for(lambda: slurm.tasks()[job_id]["state"] == "FAILED")
+    (experiments / "a" / f"{job_id}.exit").write_text("75\n", encoding="ascii")
+    (experiments / "a" / f"{job_id}.again").touch()
+    monitor = quick(experiments, interval_s=0.001, brings_back=True)
+    slurm.fail("scontrol")
+    assert monitor.poll() == []
+    assert monitor.trouble
+    assert not monitor.is_done
+    assert monitor.wait(timeout_s=20)
+    assert [s.state for s in monitor.statuses()] == [JobState.SUCCEEDED]
+
+
 @pytest.mark.slow
 def test_ctrl_c_leaves_nothing(
     experiments: Path, submit: Submit, slurm: FakeSlurm

@@ -32,9 +32,9 @@ class Entry:
         priority: The higher goes first.
         user: Whose it is, for quotas.
         ended: How its last job ended; None if it has not.
-        job_id: Of the last job whose end was noted; empty if that is none, or if it was
+        job_id: Of the last job when that was noted; empty if there was none, or if it was
             given up for what it waited for.
-        refusals: How often Slurm did not take it.
+        refusals: How often Slurm did not take it, since its last job.
     """
 
     experiment_name: str

@@ -74,7 +74,7 @@ class Turns:
             if entry is None:
                 continue
             if entry.ended is not None and self._is_open_again(entry):
-                entry.ended, entry.job_id = None, ""
+                entry.ended, entry.job_id, entry.refusals = None, "", 0
             status = self._over(name)
             goes_on = self._is_let_go(name) or self._runs_again(name)
             if entry.ended is None and status is not None and not goes_on:
@@ -86,10 +86,13 @@ class Turns:
 
     def _is_open_again(self, entry: Entry) -> bool:
         """Return whether the job that an experiment ended with says something else now."""
-        if not entry.job_id:
+        is_given_up = entry.ended is JobState.CANCELLED and not entry.job_id
+        if is_given_up:
             return False
         if entry.job_id != self.ids[entry.experiment_name][-1]:
             return True  # somebody has submitted it again
+        if entry.refusals:  # it ended without a job, after that one
+            return False
         now = self._status(entry.experiment_name)
         return now is not None and now.state not in {JobState.UNKNOWN, entry.ended}
 

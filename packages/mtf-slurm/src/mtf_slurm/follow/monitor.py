@@ -30,7 +30,8 @@ from typing import Literal
 
 from mtf_slurm import _again
 from mtf_slurm._outcomes import Outcomes, task_of
-from mtf_slurm.command import Commands
+from mtf_slurm.command import Commands, NoAnswerError
+from mtf_slurm.errors import UnreadableReplyError
 from mtf_slurm.follow._blame import Blame
 from mtf_slurm.follow._jobs import Followed, Jobs
 from mtf_slurm.follow._source import Answer, Source
@@ -316,8 +317,12 @@ class JobMonitor:
         states = {job_id: outcomes.state(job_id) for job_id in told}
         if self._brings_back:
             ended = [i for i, state in states.items() if state in _again.MAY_COME_BACK]
-            back = _again.bring_back(commands, ended, self._jobs.folders)
-            states |= dict.fromkeys(back, JobState.PENDING)
+            try:
+                back = _again.bring_back(commands, ended, self._jobs.folders)
+                states |= dict.fromkeys(back, JobState.PENDING)
+            except (NoAnswerError, UnreadableReplyError) as error:
+                self._say(str(error))
+                states = {i: s for i, s in states.items() if i not in ended}
         for job_id, state in states.items():
             before = seen.get(job_id, Seen())
             row = outcomes.row(job_id) or before.row

@@ -324,7 +324,8 @@ class ExperimentSchedule:
         entry.refusals += 1
         if entry.refusals < _MAX_REFUSALS:
             return []
-        entry.ended, entry.job_id = JobState.FAILED, ""
+        jobs = self._jobs.ids_in(self._folder).get(entry.experiment_name, [""])
+        entry.ended, entry.job_id = JobState.FAILED, jobs[-1]
         return [_end(entry, why)]
 
     def _hear(self, change: StateChange) -> None:
