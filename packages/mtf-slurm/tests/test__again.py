@@ -21,6 +21,7 @@ from mtf_slurm.launcher import SLURMLauncher
 from mtf_slurm.testing import FakeSlurm
 
 Make = Callable[..., Any]
+Pair = tuple[SLURMLauncher, list[Any], list[str]]
 WaitFor = Callable[[Callable[[], object]], None]
 QUICK = Commands(timeout_s=20, num_attempts=3, sleep=lambda _: None)
 
@@ -259,16 +260,23 @@ def test_a_refused_requeue_leaves_no_mark(
     assert [len(each) for each in starts] == [1, 1, 2]
 
 
-def test_what_a_user_cancels_in_slurm_is_not_brought_back(
-    make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
-) -> None:
-    """Requeued by hand, it waits for nobody to bring it back."""
+@pytest.fixture
+def pair(make_launcher: Make, experiment: Make, slurm: FakeSlurm) -> Pair:
+    """Two in a task, of which one saved where there is no scontrol, and one has not begun."""
     slurm.configure(has_scontrol_on_nodes=False)
-    launcher = make_launcher(num_packed=2)
+    launcher: SLURMLauncher = make_launcher(num_packed=2)
     batch = [experiment("a", do="again"), experiment("b")]
     ids = launcher.submit_experiment_batch(batch).job_ids
     while not launcher.outcomes(ids[:1])[0].reason:
         pass
+    return launcher, batch, ids
+
+
+def test_what_a_user_cancels_in_slurm_is_not_brought_back(
+    pair: Pair, slurm: FakeSlurm, project: Path
+) -> None:
+    """Requeued by hand, it waits for nobody to bring it back."""
+    launcher, _, ids = pair
     slurm.configure(is_held=True)
     launcher.requeue(ids[:1])
     QUICK.run(["scancel", "1"])
@@ -277,16 +285,9 @@ def test_what_a_user_cancels_in_slurm_is_not_brought_back(
     assert len(starts.read_text(encoding="utf-8").split()) == 1
 
 
-def test_one_of_several_that_comes_back_waits(
-    make_launcher: Make, experiment: Make, slurm: FakeSlurm
-) -> None:
+def test_one_of_several_that_comes_back_waits(pair: Pair, slurm: FakeSlurm) -> None:
     """So it is not submitted again while its task waits to run it."""
-    slurm.configure(has_scontrol_on_nodes=False)
-    launcher = make_launcher(num_packed=2)
-    batch = [experiment("a", do="again"), experiment("b")]
-    ids = launcher.submit_experiment_batch(batch).job_ids
-    while not launcher.outcomes(ids[:1])[0].reason:
-        pass
+    launcher, batch, ids = pair
     slurm.configure(is_held=True)
     assert launcher.bring_back(ids[:1]) == ids[:1]
     assert launcher.states(ids) == ["pending"] * 2
@@ -295,15 +296,10 @@ def test_one_of_several_that_comes_back_waits(
 
 
 def test_one_that_has_not_begun_comes_back_with_its_task(
-    make_launcher: Make, experiment: Make, slurm: FakeSlurm
+    pair: Pair, slurm: FakeSlurm
 ) -> None:
     """It has not failed; asked for alone, the task comes back; it is cancelled with it."""
-    slurm.configure(has_scontrol_on_nodes=False)
-    launcher = make_launcher(num_packed=2)
-    batch = [experiment("a", do="again"), experiment("b")]
-    ids = launcher.submit_experiment_batch(batch).job_ids
-    while not launcher.outcomes(ids[:1])[0].reason:
-        pass
+    launcher, _, ids = pair
     assert launcher.states(ids) == ["preempted"] * 2
     slurm.configure(is_held=True)
     with pytest.raises(SubmissionError, match=f"its task runs {ids[0]}, too"):
@@ -313,15 +309,10 @@ def test_one_that_has_not_begun_comes_back_with_its_task(
 
 
 def test_a_task_does_not_come_back_with_what_has_a_newer_job(
-    make_launcher: Make, experiment: Make, slurm: FakeSlurm
+    pair: Pair, slurm: FakeSlurm
 ) -> None:
     """What was submitted again after it would run twice; the rest is submitted again, too."""
-    slurm.configure(has_scontrol_on_nodes=False)
-    launcher = make_launcher(num_packed=2)
-    batch = [experiment("a", do="again"), experiment("b")]
-    ids = launcher.submit_experiment_batch(batch).job_ids
-    while not launcher.outcomes(ids[:1])[0].reason:
-        pass
+    launcher, batch, ids = pair
     slurm.configure(is_held=True)
     slurm.fail("scontrol", "error: Requested operation is disabled")
     newer = launcher.submit_single_experiment(batch[1])

@@ -380,30 +380,35 @@ def test_a_job_that_comes_back_is_told(
     assert change.reason == "it came back"
 
 
-def test_jobs_that_ask_for_it_are_brought_back(
+@pytest.fixture
+def asks_to_come_back(
     experiments: Path, submit: Submit, slurm: FakeSlurm, wait_for: WaitFor
-) -> None:
-    """Where there is no scontrol they leave a mark; who follows requeues them if told to."""
+) -> str:
+    """A job that saved where there is no scontrol, and left a mark."""
     job_id = submit("a", script="[ -e go ] && exit 0; touch go; exit 75")
     wait_for(lambda: slurm.tasks()[job_id]["state"] == "FAILED")
     (experiments / "a" / f"{job_id}.exit").write_text("75\n", encoding="ascii")
     (experiments / "a" / f"{job_id}.again").touch()
+    return job_id
+
+
+def test_jobs_that_ask_for_it_are_brought_back(
+    asks_to_come_back: str, experiments: Path, slurm: FakeSlurm, wait_for: WaitFor
+) -> None:
+    """Who follows requeues them if told to."""
     assert [c.after for c in quick(experiments, interval_s=0.001).poll()] == ["preempted"]
     monitor = quick(experiments, interval_s=0.001, brings_back=True)
     assert [c.after for c in monitor.poll()] == ["pending"]
-    wait_for(lambda: slurm.tasks()[job_id]["state"] == "COMPLETED")
+    wait_for(lambda: slurm.tasks()[asks_to_come_back]["state"] == "COMPLETED")
     assert monitor.wait(timeout_s=20)
     assert [s.state for s in monitor.statuses()] == [JobState.SUCCEEDED]
 
 
+@pytest.mark.usefixtures("asks_to_come_back")
 def test_what_cannot_be_brought_back_now_is_asked_for_again(
-    experiments: Path, submit: Submit, slurm: FakeSlurm, wait_for: WaitFor
+    experiments: Path, slurm: FakeSlurm
 ) -> None:
     """While nobody answers it has not ended, and says what the trouble is."""
-    job_id = submit("a", script="[ -e go ] && exit 0; touch go; exit 75")
-    wait_for(lambda: slurm.tasks()[job_id]["state"] == "FAILED")
-    (experiments / "a" / f"{job_id}.exit").write_text("75\n", encoding="ascii")
-    (experiments / "a" / f"{job_id}.again").touch()
     monitor = quick(experiments, interval_s=0.001, brings_back=True)
     slurm.fail("scontrol")
     assert monitor.poll() == []
