@@ -113,6 +113,27 @@ def test_cancel_ends_what_is_named(
     assert {task["state"] for task in slurm.tasks().values()} == {"CANCELLED"}
 
 
+@pytest.mark.slow
+def test_cancel_ends_what_is_to_come_back(
+    folder: Path,
+    make_launcher: MakeLauncher,
+    experiment: Callable[..., Any],
+    slurm: FakeSlurm,
+) -> None:
+    """What has ended is passed over, as one of several in a task that goes on."""
+    slurm.configure(has_scontrol_on_nodes=False)
+    first = make_launcher().submit_single_experiment(experiment("c", do="again"))
+    packed = make_launcher(num_packed=2)
+    batch = [experiment("a", do="fail"), experiment("b", do="wait")]
+    ids = packed.submit_experiment_batch(batch).job_ids
+    while packed.states([*ids, first]) != ["failed", "running", "preempted"]:
+        pass
+    assert cli.main(["cancel", str(folder), "a", "c"]) == 0
+    assert not (folder / "c" / f"{first}.again").exists()
+    assert packed.states(ids) == ["failed", "running"]
+    assert cli.main(["cancel", str(folder), "--all"]) == 0
+
+
 def test_efficiency_is_a_table(
     folder: Path,
     submit: Callable[..., list[str]],

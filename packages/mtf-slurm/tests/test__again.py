@@ -138,6 +138,58 @@ def test_an_experiment_that_has_a_newer_job_is_not_requeued(
     assert slurm.tasks()[folder]["state"] == "PENDING"
 
 
+def test_a_submission_whose_answer_was_lost_is_a_newer_job(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm
+) -> None:
+    """It is looked for before an older job is requeued, so that one of them runs."""
+    launcher = make_launcher(commands=Commands(timeout_s=20, num_attempts=1))
+    job_id = launcher.submit_single_experiment(experiment("e", do="fail"))
+    launcher.wait([job_id], timeout_s=60)
+    slurm.configure(is_held=True)
+    slurm.fail("sbatch", is_after=True)
+    launcher.submit_experiment_batch([experiment("e", do="fail")])
+    with pytest.raises(SubmissionError, match="e has job 2 since"):
+        launcher.requeue([job_id])
+
+
+def test_the_id_of_a_whole_array_is_all_its_tasks(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
+) -> None:
+    """All are requeued; none is where one has a newer job."""
+    launcher = make_launcher()
+    batch = [experiment(name, do="fail") for name in "ab"]
+    launcher.wait(launcher.submit_experiment_batch(batch).job_ids, timeout_s=60)
+    slurm.configure(is_held=True)
+    launcher.requeue(["1"])
+    assert launcher.states(["1_0", "1_1"]) == ["pending"] * 2
+    marks = [*(project / "experiments").glob("*/*.requeued")]
+    assert len(marks) == 2
+    launcher.cancel(["1"])
+    assert not any(mark.exists() for mark in marks)
+    newer = launcher.submit_single_experiment(batch[1])
+    with pytest.raises(SubmissionError, match=f"b has job {newer} since"):
+        launcher.requeue(["1"])
+
+
+def test_what_was_cancelled_is_requeued_once(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm, wait_for: WaitFor
+) -> None:
+    """It left nothing; that it has failed by the next question shows that it ran."""
+
+    def until_it_has_failed(_: float) -> None:
+        slurm.configure(is_held=False)
+        wait_for(lambda: slurm.tasks()["1"]["state"] == "FAILED")
+
+    patient = Commands(timeout_s=20, num_attempts=3, sleep=until_it_has_failed)
+    launcher = make_launcher(commands=patient)
+    slurm.configure(is_held=True)
+    job_id = launcher.submit_single_experiment(experiment("e", do="fail"))
+    launcher.cancel([job_id])
+    slurm.fail("scontrol", is_after=True)
+    launcher.requeue([job_id])
+    assert slurm.tasks()[job_id]["restarts"] == 1
+
+
 def test_one_of_several_in_a_task_runs_again(
     make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
 ) -> None:
@@ -450,6 +502,24 @@ def test_many_are_brought_back_at_once(
     assert [slurm.tasks()[i]["restarts"] for i in ids[1:]] == [1] * 3
     assert launcher.bring_back(ids) == ids[1:]
     assert slurm.calls("scontrol")[-1] == [*requeue, ids[3]]
+
+
+def test_what_fails_before_it_begins_is_brought_back_once(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm, tmp_path: Path
+) -> None:
+    """As where its environment is gone: then it is submitted again, and not forever the same."""
+    needed = tmp_path / "needed"
+    needed.touch()
+    slurm.configure(has_scontrol_on_nodes=False)
+    launcher = make_launcher(setup=[f"[ -e {needed} ] || exit 1"])
+    job_id = launcher.submit_single_experiment(experiment("e", do="again"))
+    while not launcher.states([job_id])[0].is_final:
+        pass
+    needed.unlink()
+    assert launcher.wait([job_id], timeout_s=60) == ["preempted"]
+    assert slurm.tasks()[job_id]["restarts"] == 1
+    slurm.configure(is_held=True)
+    assert launcher.submit_single_experiment(experiment("e", do="again")) == "2"
 
 
 def test_what_cannot_be_brought_back(

@@ -62,7 +62,7 @@ def test_one_of_several_in_a_task(
         slurm.fail("squeue", "", status=0, stdout=f"7|{word}|None||N/A|{job.folder}\n")
         outcomes = Outcomes(COMMANDS, ["7.0", "7.1"], [])
         assert [outcomes.state(i) for i in ("7.0", "7.1")] == ["succeeded", second]
-        assert outcomes.sharing("7.0") == ["7.0", "7.1"]
+        assert outcomes.sharing("7.0") == ["7.1"]
 
 
 def test_jobs_of_others(slurm: FakeSlurm, tmp_path: Path) -> None:

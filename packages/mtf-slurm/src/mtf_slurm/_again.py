@@ -1,13 +1,16 @@
 """Bring jobs back under their ids: those that are asked to, and those that left a mark.
 
-What an experiment left when it ended keeps it from running again in its task, but for
-``<job id>.requeued``, which is written before Slurm is asked, and taken back if it refuses. So a
-requeue that is done runs it, whatever came back of it. One whose asker is killed in between is
-done when the task runs next, if it ever does.
+Marks lie beside the other files of a job, and say:
 
-``<job id>.again`` asks to be brought back, until the job begins again or Slurm refuses it.
+* ``<job id>.requeued``: it is to run when its task begins again, though it has ended. That is
+  written before Slurm is asked, and taken back if it refuses: a requeue that is done runs it,
+  whatever came back of it. One whose asker is killed in between is done when the task runs
+  next, if it ever does.
+* ``<job id>.again``: it asks to be brought back.
+* ``<job id>.coming``: Slurm has been asked to.
 
-One asks at a time in a folder of experiments, under the lock of those who submit there.
+The last two are gone when the job begins again. One asks at a time in a folder of experiments,
+under the lock of those who submit there.
 """
 
 from __future__ import annotations
@@ -15,13 +18,13 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 
 from mtf_slurm import _once, arrays, query
 from mtf_slurm._outcomes import Outcomes, task_of
 from mtf_slurm.command import Commands, NoAnswerError
 from mtf_slurm.errors import SchedulerCommandError, SubmissionError
-from mtf_slurm.query import Known
 from mtf_slurm.states import JobState
 
 __all__ = ["MAY_COME_BACK", "bring_back", "forget_marks", "requeue"]
@@ -61,17 +64,18 @@ def requeue(
     for job_id in job_ids:
         if query.base_of(job_id) is None:
             raise SubmissionError(job_id, "this is no job's id")
-    paths, _ = _found(folders, job_ids)
+    outcomes = Outcomes(commands, job_ids, folders)
     with ExitStack() as locks:
+        paths = _files(outcomes, job_ids)
         for folder in sorted({_folder_of(path) for path in paths.values()}):
             locks.enter_context(_once.lock(folder, timeout_s=lock_timeout_s))
-        paths, last = _found(folders, job_ids)
-        outcomes = Outcomes(commands, {*job_ids, *paths}, folders)
-        _check(outcomes, job_ids, paths, last)
-        made = _ask_to_run({i: p for i, p in paths.items() if i in job_ids})
-        before = {i: outcomes.state(i) for i in job_ids}  # with the marks, as after it
+        outcomes = Outcomes(commands, job_ids, folders)
+        asked = _each(outcomes, job_ids)
+        _check(commands, outcomes, asked)
+        made = _ask_to_run({i: paths[i] for i in asked if i in paths})
+        before = {i: outcomes.state(i) for i in asked}  # with the marks, as after it
         refused: dict[str, SchedulerCommandError] = {}
-        for some in _by_tasks(before):
+        for some in _by_tasks(asked):
             refused |= _refused(commands, some, folders, before, made)
         for job_id in refused.keys() & made.keys():
             made[job_id].unlink(missing_ok=True)
@@ -79,12 +83,7 @@ def requeue(
         raise error
 
 
-def _check(
-    outcomes: Outcomes,
-    job_ids: Collection[str],
-    paths: Mapping[str, Path],
-    last: Mapping[Path, str],
-) -> None:
+def _check(commands: Commands, outcomes: Outcomes, job_ids: Collection[str]) -> None:
     """Refuse what would run another's job, or an experiment that has a newer one.
 
     Raises:
@@ -94,10 +93,11 @@ def _check(
         if outcomes.is_others(job_id):
             reason = "Slurm lost this job, and gave its id to another: submit again"
             raise SubmissionError(job_id, reason)
-    for job_id, path in paths.items():
-        newer = last[path.parent]
-        if newer != job_id and (job_id in job_ids or not outcomes.has_ended(job_id)):
-            reason = f"{path.parent.name} has job {newer} since, and would run twice"
+    paths = _files(outcomes, job_ids)
+    newer = _newer(commands, paths)
+    for job_id, name in newer.items():
+        if job_id in job_ids or not outcomes.has_ended(job_id):
+            reason = f"{paths[job_id].parent.name} has job {name} since: requeue that one"
             raise SubmissionError(job_id, reason)
 
 
@@ -109,7 +109,7 @@ def _ask_to_run(paths: Mapping[str, Path]) -> dict[str, Path]:
     """
     made = {}
     for job_id, path in paths.items():
-        mark = _asked(path)
+        mark = _mark(path, "requeued")
         try:
             if path.with_name(f"{path.name}.exit").exists():
                 with suppress(FileExistsError):  # of an earlier one, which may be done
@@ -125,6 +125,7 @@ def _ask_to_run(paths: Mapping[str, Path]) -> dict[str, Path]:
 
 def bring_back(
     commands: Commands,
+    outcomes: Outcomes,
     job_ids: Collection[str],
     folders: Iterable[Path],
     *,
@@ -137,7 +138,8 @@ def bring_back(
 
     Args:
         commands: What asks.
-        job_ids: Of jobs that have ended.
+        outcomes: By which they have ended.
+        job_ids: Which.
         folders: Of experiments, where the files of jobs lie.
         is_locked: Whether the caller has the locks of these.
 
@@ -150,48 +152,54 @@ def bring_back(
         UnreadableReplyError: If its answer cannot be parsed.
     """
     folders = tuple(folders)
+    by_folder: dict[Path, list[str]] = {}
+    for job_id, path in _marked(outcomes, job_ids).items():
+        by_folder.setdefault(_folder_of(path), []).append(job_id)
     back = set[str]()
-    for folder in {_folder_of(path) for path in _marked(folders, job_ids).values()}:
+    for folder, marked in by_folder.items():
         lock = nullcontext() if is_locked else _once.lock(folder, timeout_s=0.0)
         try:
             with lock:
-                back |= _brought_back(commands, job_ids, folder, folders)
+                back |= _brought_back(commands, marked, folders)
         except _once.BusyError:
-            back |= {task_of(i) for i in _marked([folder], job_ids)}
+            back |= {*map(task_of, marked)}
         except SubmissionError:  # as of somebody who may only look
             continue
-    if not back:
-        return []
-    left = Outcomes(commands, job_ids, folders, known=Known({}, is_whole=False))
-    return [i for i in job_ids if task_of(i) in back and not left.has_ended(i)]
+    return [i for i in job_ids if task_of(i) in back and not outcomes.has_ended(i)]
 
 
 def _brought_back(
-    commands: Commands, job_ids: Collection[str], folder: Path, folders: Collection[Path]
+    commands: Commands, job_ids: Sequence[str], folders: Collection[Path]
 ) -> set[str]:
     """Return which tasks wait or run again."""
-    marks = _marked([folder], job_ids)
-    paths, last = _found([folder], marks)
-    outcomes = Outcomes(commands, paths, folders)
-    before = {i: outcomes.state(i) for i in paths}
-    back, asking, refused = set[str](), dict[str, Path](), set[str]()
-    for job_id, mark in marks.items():
-        row, task = outcomes.row(job_id), task_of(job_id)
-        sharing = [i for i in paths if task_of(i) == task and not outcomes.has_ended(i)]
-        if row is not None and row.state in _ACTIVE:
-            back.add(task)
-        elif any(last[paths[i].parent] != i for i in sharing):
-            refused.add(job_id)
-        elif outcomes.is_others(job_id):
+    outcomes = Outcomes(commands, job_ids, folders)
+    paths = _files(outcomes, job_ids)
+    newer = {i for i in _newer(commands, paths) if not outcomes.has_ended(i)}
+    twice = {*map(task_of, newer)}
+    back, asking = set[str](), dict[str, Path]()
+    for job_id, path in _marked(outcomes, job_ids).items():
+        row, mark = outcomes.row(job_id), _mark(path, "again")
+        if outcomes.is_others(job_id):
             continue
+        if row is not None and row.state in _ACTIVE:
+            back.add(task_of(job_id))
+        elif not mark.exists():  # it came back, and ended before it began
+            _mark(path, "coming").unlink(missing_ok=True)
+        elif task_of(job_id) in twice:
+            mark.unlink(missing_ok=True)
         elif row is None or row.state in MAY_COME_BACK:
             asking[job_id] = mark
+    before = {i: outcomes.state(i) for i in asking}
     for some in _by_tasks(asking):
-        # Of what is refused another submission goes on.
-        refused |= _refused(commands, some, folders, before, asking).keys()
-    for job_id in refused:
-        marks[job_id].unlink(missing_ok=True)
-    return back | {task_of(i) for i in asking.keys() - refused}
+        refused = _refused(commands, some, folders, before, asking)
+        for job_id in some:
+            with suppress(FileNotFoundError):  # it has begun
+                if job_id in refused:  # another submission goes on
+                    asking[job_id].unlink()
+                else:
+                    asking[job_id].replace(_mark(paths[job_id], "coming"))
+        back |= {task_of(i) for i in some if i not in refused}
+    return back
 
 
 def _by_tasks(job_ids: Collection[str]) -> list[list[str]]:
@@ -220,14 +228,7 @@ def _refused(
         before: How they were.
         marks: That are gone when their jobs have begun again.
     """
-
-    def left() -> list[str]:
-        outcomes = Outcomes(commands, job_ids, folders)
-        now = {i: outcomes.state(i) for i in job_ids}
-        begun = {i for i in job_ids if i in marks and not marks[i].exists()}
-        back = {i for i in job_ids if now[i] in _ACTIVE and now[i] is not before[i]}
-        return [i for i in job_ids if i not in begun | back]
-
+    left = partial(_not_back, commands, folders, before, marks)
     for attempt in range(commands.num_attempts):
         tasks = dict.fromkeys(map(task_of, job_ids))
         if not tasks:
@@ -239,9 +240,9 @@ def _refused(
             if attempt == commands.num_attempts - 1:
                 raise
             commands.sleep(commands.wait_s(attempt))
-            job_ids = left()
+            job_ids = left(job_ids)
         except SchedulerCommandError as error:
-            rest = left()
+            rest = left(job_ids)
             if len(tasks) == 1:
                 return dict.fromkeys(rest, error)
             named = {*_NAMED.findall(error.stderr)} & tasks.keys()
@@ -257,8 +258,27 @@ def _refused(
     return {}
 
 
+def _not_back(
+    commands: Commands,
+    folders: Iterable[Path],
+    before: Mapping[str, JobState],
+    marks: Mapping[str, Path],
+    job_ids: Sequence[str],
+) -> list[str]:
+    """Return which jobs seem to be as they were before they were requeued."""
+    outcomes = Outcomes(commands, job_ids, folders)
+    found = []
+    for job_id in job_ids:
+        was, now = before[job_id], outcomes.state(job_id)
+        has_begun = job_id in marks and not marks[job_id].exists()
+        is_back = now in _ACTIVE or (was is JobState.CANCELLED and now.is_final)
+        if not (has_begun or (is_back and now is not was)):
+            found.append(job_id)
+    return found
+
+
 def forget_marks(
-    folders: Iterable[Path], job_ids: Collection[str], *, lock_timeout_s: float
+    outcomes: Outcomes, job_ids: Collection[str], *, lock_timeout_s: float
 ) -> None:
     """Let jobs not be brought back, and what was asked to run again not run.
 
@@ -266,9 +286,9 @@ def forget_marks(
         SubmissionError: If another requeues or submits for too long, or a mark cannot be
             taken away.
     """
-    paths, _ = _found(folders, job_ids)
-    own = [path for job_id, path in paths.items() if job_id in job_ids]
-    marks = [mark for path in own for mark in (_mark(path), _asked(path))]
+    paths = _files(outcomes, job_ids)
+    own = [paths[i] for i in _each(outcomes, job_ids) if i in paths]
+    marks = [_mark(path, end) for path in own for end in ("again", "requeued")]
     left = [mark for mark in marks if mark.exists()]
     with ExitStack() as locks:
         for folder in sorted({_folder_of(mark) for mark in left}):
@@ -281,14 +301,9 @@ def forget_marks(
                 raise SubmissionError(str(mark), reason) from error
 
 
-def _asked(path: Path) -> Path:
-    """Return where the mark lies that lets an experiment run though it has ended."""
-    return path.with_name(f"{path.name}.requeued")
-
-
-def _mark(path: Path) -> Path:
-    """Return where the mark lies by which a job asks to be brought back."""
-    return path.with_name(f"{path.name}.again")
+def _mark(path: Path, end: str) -> Path:
+    """Return where a mark of a job lies, whose files are at *path*."""
+    return path.with_name(f"{path.name}.{end}")
 
 
 def _folder_of(path: Path) -> Path:
@@ -296,28 +311,38 @@ def _folder_of(path: Path) -> Path:
     return path.parents[1]
 
 
-def _marked(folders: Iterable[Path], job_ids: Collection[str]) -> dict[str, Path]:
-    """Return the marks of last jobs that share tasks with these."""
-    paths, last = _found(folders, job_ids)
-    marks = {i: _mark(path) for i, path in paths.items() if last[path.parent] == i}
-    return {i: mark for i, mark in marks.items() if mark.exists()}
+def _files(outcomes: Outcomes, job_ids: Iterable[str]) -> dict[str, Path]:
+    """Return where the files of all lie that share tasks with these, without their ends."""
+    return {i: path for job_id in job_ids for i, path in outcomes.files(job_id).items()}
 
 
-def _found(
-    folders: Iterable[Path], job_ids: Collection[str]
-) -> tuple[dict[str, Path], dict[Path, str]]:
-    """Return the files, without their ends, of all jobs that share tasks with these.
+def _each(outcomes: Outcomes, job_ids: Iterable[str]) -> list[str]:
+    """Return the id of each experiment that is meant: of an array, of a task, or itself."""
+    found: dict[str, None] = {}
+    for job_id in job_ids:
+        files = {} if "." in job_id else outcomes.files(job_id)
+        found |= dict.fromkeys(files or [job_id])
+    return [*found]
 
-    Then, for the folders of all experiments, their last jobs.
-    """
-    tasks = {task_of(job_id) for job_id in job_ids}
-    found: dict[str, Path] = {}
+
+def _marked(outcomes: Outcomes, job_ids: Iterable[str]) -> dict[str, Path]:
+    """Return the files of those that share tasks with these, and have come back or want to."""
+    return {
+        job_id: path
+        for job_id, path in _files(outcomes, job_ids).items()
+        if any(_mark(path, end).exists() for end in ("again", "coming"))
+    }
+
+
+def _newer(commands: Commands, paths: Mapping[str, Path]) -> dict[str, str]:
+    """Return the last jobs of experiments that have newer ones; for who has the locks."""
+    names: dict[Path, set[str]] = {}
+    for path in paths.values():
+        names.setdefault(_folder_of(path), set()).add(path.parent.name)
     last: dict[Path, str] = {}
-    for folder in folders if tasks else ():
-        for job in arrays.jobs_in(folder):
-            if base := job.base_id():
-                for job_id, path in job.files(base).items():
-                    last[path.parent] = job_id
-                    if task_of(job_id) in tasks:
-                        found[job_id] = path
-    return found, last
+    for folder, some in names.items():
+        jobs = _once.recover(commands, arrays.jobs_in(folder))
+        found = arrays.last_of(jobs, some)
+        last |= {folder / name: job_id for name, (job_id, _) in found.items()}
+    found_newer = {i: last.get(path.parent, i) for i, path in paths.items()}
+    return {i: job_id for i, job_id in found_newer.items() if job_id != i}

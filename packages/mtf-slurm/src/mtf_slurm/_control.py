@@ -85,7 +85,9 @@ def cancel(
     if not known:
         return
     outcomes = Outcomes(commands, [*known], folders)
-    known = dict.fromkeys(i for i in known if not outcomes.is_others(i))
+    known = dict.fromkeys(
+        i for i in known if not (outcomes.is_others(i) or _is_done(outcomes, i))
+    )
     for job_id in known:
         if "." not in job_id:
             continue
@@ -94,9 +96,12 @@ def cancel(
                 f"its task runs {', '.join(others)}, too: cancel all of them, or none"
             )
             raise SubmissionError(job_id, reason)
-    forget_marks(folders, known, lock_timeout_s=lock_timeout_s)
+    refusals: list[Exception] = []
+    try:
+        forget_marks(outcomes, known, lock_timeout_s=lock_timeout_s)
+    except SubmissionError as error:
+        refusals.append(error)
     tasks = arrays.ranges(dict.fromkeys(map(task_of, known)))
-    refusals = []
     for some in arrays.parted(tasks, _NUM_CANCELLED):
         try:
             commands.run(("scancel", *some))
@@ -105,6 +110,11 @@ def cancel(
                 refusals.append(error)
     if refusals:
         raise refusals[0]
+
+
+def _is_done(outcomes: Outcomes, job_id: str) -> bool:
+    """Tell whether one of several in a task has ended, which goes on with others."""
+    return "." in job_id and job_id not in outcomes.sharing(job_id)
 
 
 def states_now(
@@ -135,7 +145,7 @@ def states_now(
     for job_id in filter(outcomes.is_others, unknown):
         del states[job_id]
     ended = [job_id for job_id, state in states.items() if state in MAY_COME_BACK]
-    back = bring_back(commands, ended, folders, is_locked=is_locked)
+    back = bring_back(commands, outcomes, ended, folders, is_locked=is_locked)
     return states | dict.fromkeys(back, JobState.PENDING)
 
 

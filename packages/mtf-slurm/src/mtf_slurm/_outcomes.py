@@ -119,6 +119,19 @@ class Outcomes:
         name = self._names_of(job, base).get(job_id)
         return None if name is None else (job, name)
 
+    def files(self, job_id: str) -> dict[str, Path]:
+        """Return where the files lie of all that the same task runs, without their ends.
+
+        Of a whole array, those of all its tasks.
+        """
+        base = query.base_of(job_id)
+        job = None if base is None else self._owner(base)[0]
+        if job is None or base is None:
+            return {}
+        names = self._names_of(job, base)
+        ids = self._same_task(job, base, job_id) or (names if job_id == base else ())
+        return {i: job.experiments_folder / names[i] / i for i in ids}
+
     def is_others(self, job_id: str) -> bool:
         """Tell whether Slurm has given the id of a job that it lost to another's."""
         base = query.base_of(job_id)
@@ -127,18 +140,17 @@ class Outcomes:
         return not self._owner(base)[1]
 
     def sharing(self, job_id: str) -> list[str]:
-        """Return the ids of all experiments that the same task runs, and have not ended."""
+        """Return the ids of all that the same task runs, or will when it comes back."""
         base = query.base_of(job_id)
         job = None if base is None else self._owner(base)[0]
         if base is None or job is None:
             return [job_id]
-        names = self._names_of(job, base)
+        names, same = self._names_of(job, base), self._same_task(job, base, job_id)
+        comes_back = any(job.asks_to_come_back(names[i], i) for i in same)
         return [
             i
-            for i in self._same_task(job, base, job_id)
-            if i == job_id
-            or not self.state(i).is_final
-            or job.asks_to_come_back(names[i], i)
+            for i in same
+            if not self.state(i).is_final or (comes_back and not self.has_ended(i))
         ]
 
     def _owner(self, base: str) -> tuple[Job | None, bool]:

@@ -121,11 +121,6 @@ class Commands:
         deadline_s = time.monotonic() + left_s
         return replace(self, num_attempts=1, deadline_s=deadline_s)
 
-    @property
-    def is_late(self) -> bool:
-        """Whether *deadline_s* has passed."""
-        return time.monotonic() >= self.deadline_s
-
     def run(self, argv: Sequence[str]) -> str:
         """Run a command that changes nothing when it is repeated; return what it wrote.
 

@@ -340,7 +340,8 @@ class SLURMLauncher:
             SchedulerCommandError: If it refuses to answer.
             UnreadableReplyError: If its answer cannot be parsed.
         """
-        return _again.bring_back(self._commands, _several(job_ids), self._folders)
+        outcomes = Outcomes(self._commands, _several(job_ids), self._folders)
+        return _again.bring_back(self._commands, outcomes, job_ids, self._folders)
 
     def wait(
         self,

@@ -221,7 +221,7 @@ if [ "${#names[@]}" -eq 0 ]; then
 fi
 for position in "${!names[@]}"; do
   place_of "$position"
-  rm -f -- "$files.again" # it is back
+  rm -f -- "$files.again" "$files.coming" # it is back
 done
 if [ "$restarts" -gt "$max_requeues" ]; then
   say "has come back $restarts times, more than the limit (max_requeues): it ends"

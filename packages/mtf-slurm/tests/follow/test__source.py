@@ -114,18 +114,6 @@ def test_an_outage_is_shared_too(
     assert questions(slurm) == 2
 
 
-def test_who_has_no_more_time_tells_others_of_no_trouble(
-    job_id: str, experiments: Path, slurm: FakeSlurm
-) -> None:
-    """The last answer stays as it is; it counts as a question."""
-    first = source(experiments).ask(COMMANDS, [job_id])
-    _age(experiments)
-    slurm.fail("squeue")
-    assert source(experiments).ask(COMMANDS.within(0.0), [job_id]) == first
-    assert source(experiments).ask(COMMANDS, [job_id]) == first
-    assert questions(slurm) == 2
-
-
 def test_a_refusal_counts_as_a_question(
     job_id: str, experiments: Path, slurm: FakeSlurm
 ) -> None:

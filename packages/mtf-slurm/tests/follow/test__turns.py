@@ -141,20 +141,31 @@ def test_an_end_that_others_heard_of_is_looked_at_again() -> None:
         assert now.is_left() is is_left
 
 
-def test_what_was_refused_goes_on_when_somebody_submits_it() -> None:
-    """A first job, or one after that which was lost; until then it has failed."""
-    entries = [entry(n, ended=JobState.FAILED, refusals=3) for n in "abc"]
+def test_what_was_refused_goes_on_when_somebody_runs_it() -> None:
+    """By a first job, by one after that which was lost, or by that; until then it has failed."""
+    entries = [entry(n, ended=JobState.FAILED, refusals=3) for n in "abcd"]
     entries[0].job_id = entries[1].job_id = "10"
-    ids = {"a": ["10"], "b": ["10", "13"], "c": ["14"]}
-    states = {"10": JobState.NODE_FAILED, "13": JobState.RUNNING, "14": JobState.RUNNING}
+    entries[3].job_id = "15"
+    ids = {"a": ["10"], "b": ["10", "13"], "c": ["14"], "d": ["15"]}
+    running = dict.fromkeys(["13", "14", "15"], JobState.RUNNING)
+    states = {"10": JobState.NODE_FAILED, **running}
     now = replace(
         turns(*entries),
         ids=ids,
         statuses={i: status(i, state) for i, state in states.items()},
     )
     now.note()
-    assert [e.ended for e in entries] == [JobState.FAILED, None, None]
-    assert [e.refusals for e in entries] == [3, 0, 0]
+    assert [e.ended for e in entries] == [JobState.FAILED, None, None, None]
+    assert [e.refusals for e in entries] == [3, 0, 0, 0]
+
+
+def test_an_end_makes_good_for_refusals() -> None:
+    """What was refused, submitted by hand and failed is seen when it is requeued."""
+    failed = entry("a", refusals=1)
+    turns(failed, jobs={"a": JobState.FAILED}).note()
+    assert (failed.ended, failed.refusals) == (JobState.FAILED, 0)
+    turns(failed, jobs={"a": JobState.RUNNING}).note()
+    assert failed.ended is None
 
 
 def test_what_a_user_cancelled_stays_so() -> None:

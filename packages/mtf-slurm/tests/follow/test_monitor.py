@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import shutil
 import subprocess
 import sys
 import threading
@@ -402,6 +403,19 @@ def test_jobs_that_ask_for_it_are_brought_back(
     wait_for(lambda: slurm.tasks()[asks_to_come_back]["state"] == "COMPLETED")
     assert monitor.wait(timeout_s=20)
     assert [s.state for s in monitor.statuses()] == [JobState.SUCCEEDED]
+
+
+def test_a_copy_of_a_folder_brings_nothing_back(
+    asks_to_come_back: str, experiments: Path, slurm: FakeSlurm, tmp_path: Path
+) -> None:
+    """A mark counts where the job runs, and for its own experiment."""
+    backup = shutil.copytree(experiments, tmp_path / "backup")
+    (experiments / "a" / f"{asks_to_come_back}.again").unlink()
+    monitor = JobMonitor(
+        [experiments, backup], interval_s=0.001, brings_back=True, commands=COMMANDS
+    )
+    assert monitor.wait(timeout_s=20)
+    assert slurm.tasks()[asks_to_come_back]["restarts"] == 0
 
 
 @pytest.mark.usefixtures("asks_to_come_back")

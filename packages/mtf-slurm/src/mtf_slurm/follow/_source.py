@@ -129,11 +129,6 @@ class Source:
             try:
                 answer = self._asked(commands, wanted)
             except MtfSlurmError as caught:
-                if isinstance(caught, NoAnswerError) and commands.is_late:
-                    # Whoever asks has no more time, which says nothing of Slurm.
-                    for place in shared:
-                        place.save(last)
-                    return last
                 error = caught
                 answer = replace(last, trouble=str(error))
             self._count += 1

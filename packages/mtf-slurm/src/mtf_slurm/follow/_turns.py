@@ -79,6 +79,7 @@ class Turns:
             goes_on = self._is_let_go(name) or self._runs_again(name)
             if entry.ended is None and status is not None and not goes_on:
                 entry.ended, entry.job_id = status.state, status.job_id
+                entry.refusals = 0
         for name, entry in self.entries.items():
             was_cancelled = entry.ended is JobState.CANCELLED and bool(entry.job_id)
             if was_cancelled and self._never_began(name) and self._in_vain(entry):
@@ -91,10 +92,12 @@ class Turns:
             return False
         if entry.job_id != self.ids[entry.experiment_name][-1]:
             return True  # somebody has submitted it again
-        if entry.refusals:  # it ended without a job, after that one
-            return False
         now = self._status(entry.experiment_name)
-        return now is not None and now.state not in {JobState.UNKNOWN, entry.ended}
+        if now is None or now.state is JobState.UNKNOWN:
+            return False
+        if entry.refusals:  # it ended without a job, after one that was to run again
+            return now.state not in {*_RUN_AGAIN, JobState.CANCELLED}
+        return now.state is not entry.ended
 
     def take_up(self) -> None:
         """Let go on what was given up, if what it waits for may come true after all."""

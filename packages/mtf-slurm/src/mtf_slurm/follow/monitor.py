@@ -318,7 +318,7 @@ class JobMonitor:
         if self._brings_back:
             ended = [i for i, state in states.items() if state in _again.MAY_COME_BACK]
             try:
-                back = _again.bring_back(commands, ended, self._jobs.folders)
+                back = _again.bring_back(commands, outcomes, ended, self._jobs.folders)
                 states |= dict.fromkeys(back, JobState.PENDING)
             except (NoAnswerError, UnreadableReplyError) as error:
                 self._say(str(error))
