@@ -223,7 +223,12 @@ def test_two_nodes_train_as_one_and_go_on(
     launcher.requeue(job_ids[1:])
     assert ended(launcher, job_ids, client, LATE_S) == [JobState.SUCCEEDED] * 2
     assert {*project.starts("through", 0), *project.starts("through", 1)} == {"n1", "n2"}
-    assert [len(project.starts("requeued", rank)) for rank in range(2)] == [2, 2]
+    for rank in range(2):
+        assert len(project.starts("requeued", rank)) == 2
+        begins = project.experiments / "requeued" / f"begins.{rank}"
+        first, second = map(int, begins.read_text("utf-8").split())
+        assert first == 0
+        assert 7 <= second < 15  # told to, it stopped and saved, and not at its end
     through, requeued = (project.experiments / name for name in names)
     assert [trained(requeued, rank) for rank in (0, 1)] == [
         trained(through, rank) for rank in (0, 1)

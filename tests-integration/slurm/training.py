@@ -36,8 +36,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from mtf_trainer import CheckpointSettings, GenericTrainer, GenericTrainerConfig
 
 asked = []
-for number in (signal.SIGTERM, signal.SIGUSR1):
-    signal.signal(number, lambda number, _: asked.append(number))
 path = Path(sys.argv[1])
 config = yaml.safe_load(path.read_text(encoding="utf-8"))
 rank = int(os.environ.get("SLURM_PROCID", "0"))
@@ -48,14 +46,31 @@ is_first = starts.read_text(encoding="utf-8").count("\\n") == 1
 
 
 class Gate:
-    """Waits in the middle of an epoch."""
+    """Waits in the middle of an epoch, for what the trainer is told."""
+
+    def on_fit_start(self, trainer):
+        with (path.parent / f"begins.{rank}").open("a", encoding="utf-8") as file:
+            file.write(f"{trainer.global_step}\\n")
 
     def on_train_batch_forward(self, trainer):
         if config.get("gate") and is_first and trainer.global_step == 7:
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                listen(number, signal.getsignal(number))
             (path.parent / f"waits.{rank}").touch()
             deadline = time.monotonic() + 300
             while not asked and time.monotonic() < deadline:
                 time.sleep(0.01)
+
+
+def listen(number, handler):
+    """Note a signal besides what is done about it."""
+
+    def note(number, frame):
+        asked.append(number)
+        if callable(handler):
+            handler(number, frame)
+
+    signal.signal(number, note)
 
 
 def step(trainer, batch, _):
@@ -101,6 +116,7 @@ import sys
 import time
 from pathlib import Path
 
+assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN  # a warning does not end it
 config = Path(sys.argv[1])
 do = json.loads(config.read_text(encoding="utf-8")).get("do")
 if is_deaf := do == "be deaf" and not Path("starts").exists():

@@ -48,6 +48,18 @@ def test_programs_that_do_not_save_come_back(
     assert slurm.tasks()[job_id]["restarts"] == 1
 
 
+@pytest.mark.parametrize("launch", ["srun", "none"])
+def test_programs_that_know_no_warning_go_on(
+    launch: str, make_launcher: Make, experiment: Make, project: Path
+) -> None:
+    """They are started ignoring it, so that it does not end them before their time."""
+    script = "import signal as s, sys\nsys.exit(s.getsignal(s.SIGUSR1) is not s.SIG_IGN)\n"
+    (project / "shows.py").write_text(script, encoding="utf-8")
+    launcher = make_launcher(entry_point="shows.py", defaults={"launch": launch})
+    job_id = launcher.submit_single_experiment(experiment("e"))
+    assert launcher.wait([job_id], timeout_s=60) == ["succeeded"]
+
+
 def test_a_short_job_that_is_preempted_comes_back(
     make_launcher: Make,
     experiment: Make,

@@ -36,11 +36,15 @@ attrgetter(function)(import_module(module))(config)
 _MEET = """\
 export MASTER_ADDR="${MTF_MASTER_ADDR:-$SLURM_LAUNCH_NODE_IPADDR}"
 """
+# What has no handler for the warning goes on until its time is up.
+_STEP = """\
+trap '' USR1
+exec "$@"
+"""
 # One process a task: what torch's own rendezvous by variables asks for.
 _SRUN_STEP = f"""\
 {_MEET}export RANK="$SLURM_PROCID" LOCAL_RANK="$SLURM_LOCALID" WORLD_SIZE="$SLURM_NTASKS"
-exec "$@"
-"""
+{_STEP}"""
 # Its agent would end at the first warning, and the workers with it; they are to save. It makes
 # 1 of any status of a worker but 0, so that of one which saved is told by a file.
 _TORCHRUN_STEP = f"""\
@@ -248,9 +252,8 @@ def _launch(work: Work) -> list[str]:
     ]
     if is_torchrun:
         return [*words, "/bin/bash", "-c", _TORCHRUN_STEP, "step"]
-    if count > 1:
-        return [*words, "/bin/bash", "-c", _SRUN_STEP, "step"]
-    return words
+    step = _SRUN_STEP if count > 1 else _STEP
+    return [*words, "/bin/bash", "-c", step, "step"]
 
 
 def _command(experiments_folder: Path, work: Work, code: Code) -> str:

@@ -191,7 +191,8 @@ run_one() { # <experiment> <its job's id>
   set_command "$folder/config.yaml"
   (
     cd -- "$folder" || exit 1
-    trap - TERM USR1
+    trap - TERM
+    trap '' USR1 # what has no handler for the warning goes on until its time is up
     if [ "$redirect" = 1 ]; then
       exec >>"$id.out" 2>>"$id.err"
     fi
