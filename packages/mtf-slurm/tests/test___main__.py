@@ -143,7 +143,7 @@ def test_efficiency_is_a_table(
     """With the names of the experiments."""
     slurm.configure(is_held=True)
     submit("a")
-    line = "1|COMPLETED|0:0|7|5|2|1|00:02.187|500M|billing=2,cpu=2,mem=500M,node=1||||/runs\n"
+    line = "1|COMPLETED|0:0|7|5|2|1|00:02.187|500M|billing=2,cpu=2,mem=500M,node=1||||/runs|1\n"
     slurm.fail("sacct", "", status=0, stdout=line)
     assert cli.main(["efficiency", str(folder)]) == 0
     assert "1    a           succeeded  0:00:07 of 0:05:00 2%" in capsys.readouterr().out

@@ -4,6 +4,7 @@ import errno
 import json
 import threading
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -502,6 +503,16 @@ def test_many_are_brought_back_at_once(
     assert [slurm.tasks()[i]["restarts"] for i in ids[1:]] == [1] * 3
     assert launcher.bring_back(ids) == ids[1:]
     assert slurm.calls("scontrol")[-1] == [*requeue, ids[3]]
+
+
+def test_the_branch_of_what_is_to_come_back_is_not_pruned(
+    asks_to_come_back: tuple[SLURMLauncher, str],
+) -> None:
+    """Its code is needed still, until it is cancelled."""
+    launcher, job_id = asks_to_come_back
+    assert launcher.prune_branches(older_than=timedelta(0)) == []
+    launcher.cancel([job_id])
+    assert len(launcher.prune_branches(older_than=timedelta(0))) == 1
 
 
 def test_what_fails_before_it_begins_is_brought_back_once(

@@ -190,7 +190,7 @@ def test_what_slurm_lost_is_nobodys(
     assert "a" in (row.error or "")
     slurm.configure(is_held=False)
     wait_for(lambda: slurm.tasks()[job_id]["state"] not in {"PENDING", "RUNNING"})
-    line = f"{job_id}|FAILED|1:0|7|5|2|1|00:02|500M|mem=500M||||/elsewhere\n"
+    line = f"{job_id}|FAILED|1:0|7|5|2|1|00:02|500M|mem=500M||||/elsewhere|{job_id}\n"
     slurm.fail("sacct", "", status=0, stdout=line)
     assert launcher.outcomes([job_id]) == [End()]
     monitor = JobMonitor(launcher._experiments_folder, commands=QUICK)
@@ -252,7 +252,7 @@ def test_branches_of_jobs_whose_answer_was_lost_stay(
         (folder / "e").mkdir()
         text = json.dumps({"branch": f"slurm-job/{folder.name}"})
         (folder / "e" / "submission.json").write_text(text, encoding="utf-8")
-    used = _control.branches_in_use(QUICK, folders)
+    used = _control.branches_in_use(QUICK, folders, cleanup="always")
     assert used == {"slurm-job/a", "slurm-job/b"}
     assert slurm.calls("sbatch") == []
 
@@ -264,6 +264,6 @@ def test_folders_that_cannot_be_read(
     slurm.configure(is_held=True)
     closed = tmp_path / ("x" * 300)  # no user may read that
     sbatch("true", f"--chdir={closed}/.slurm/000001.0123456789abcdef")
-    assert _control.branches_in_use(QUICK, [tmp_path]) == set()
+    assert _control.branches_in_use(QUICK, [tmp_path], cleanup="always") == set()
     with pytest.raises(OSError, match="too long"):
-        _control.branches_in_use(QUICK, [closed])
+        _control.branches_in_use(QUICK, [closed], cleanup="always")

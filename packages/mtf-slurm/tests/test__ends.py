@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,8 +48,8 @@ def test_how_jobs_ended_is_told(
     launcher.wait(ids, timeout_s=60)
     err = project / "experiments" / "b" / f"{ids[1]}.err"
     err.write_text("Traceback\nValueError: oh\n\n", encoding="utf-8")
-    row = "{}|{}|1:0|7|5|2|1|00:02.187|500M|mem=500M|||\n"
-    step = "{}.batch|COMPLETED|0:0|7||2|1|00:02.187|||12312K|1|mem=12312K\n"
+    row = "{0}|{1}|1:0|7|5|2|1|00:02.187|500M|mem=500M||||{0}\n"
+    step = "{0}.batch|COMPLETED|0:0|7||2|1|00:02.187|||12312K|1|mem=12312K|{0}.batch\n"
     words = ("COMPLETED", "OUT_OF_MEMORY", "FAILED")
     rows = [
         text.format(i, w) for i, w in zip(ids, words, strict=True) for text in (row, step)
@@ -91,7 +93,7 @@ def test_what_has_not_ended_has_no_end(
     launcher = make_launcher(commands=Commands(timeout_s=20, num_attempts=1))
     job_id = launcher.submit_single_experiment(experiment("e", do="fail"))
     launcher.wait([job_id], timeout_s=60)
-    row = f"{job_id}|RUNNING|0:0|7|5|2|1|00:02.187|500M|mem=500M|||\n"
+    row = f"{job_id}|RUNNING|0:0|7|5|2|1|00:02.187|500M|mem=500M||||{job_id}\n"
     slurm.fail("sacct", "", status=0, stdout=row)
     assert launcher.outcomes([job_id]) == [End("exit code 3")]
     slurm.fail("squeue")
@@ -99,3 +101,126 @@ def test_what_has_not_ended_has_no_end(
     slurm.configure(is_held=True)
     launcher.requeue([job_id])
     assert launcher.outcomes([job_id]) == [End()]
+
+
+def failed(launcher: Any, slurm: FakeSlurm, *experiments: Any) -> tuple[list[str], Path]:
+    """Return the ids of experiments that have failed, and where their shell's output lies."""
+    ids = launcher.submit_experiment_batch(experiments).job_ids
+    slurm.configure(is_held=False)
+    assert set(launcher.wait(ids, timeout_s=60)) == {"failed"}
+    [task, *_] = slurm.tasks().values()
+    return ids, Path(task["folder"]) / "slurm.log"
+
+
+NO_VENV = (
+    r"Slurm says FAILED, exit code 1: \S+: line \d+: /nope/bin/activate: No such file"
+)
+NO_CODE = "Slurm says FAILED, exit code 1: checkout.py: "
+
+
+def test_a_script_that_fails_before_its_experiment(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm
+) -> None:
+    """Its last line is the reason, with Slurm's word for it, where there is accounting."""
+    launcher = make_launcher()
+    ids, _ = failed(launcher, slurm, experiment("e", venv="/nope"))
+    [end] = launcher.outcomes(ids)
+    assert re.match(NO_VENV, end.reason)
+    assert end.wall_s is not None
+    slurm.configure(has_accounting=False)
+    [end] = launcher.outcomes(ids)
+    assert end.reason.startswith("Slurm says that it failed: /")
+
+
+def test_a_script_of_several_that_fails_before_them(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm
+) -> None:
+    """The output of a task that packs them is theirs alone."""
+    launcher = make_launcher(num_packed=2)
+    both = (experiment("a", venv="/nope"), experiment("b", venv="/nope"))
+    ids, log = failed(launcher, slurm, *both)
+    assert ids == ["1.0", "1.1"]
+    for end in launcher.outcomes(ids):
+        assert re.match(NO_VENV, end.reason)
+    log.unlink()
+    assert {e.reason for e in launcher.outcomes(ids)} == {
+        "Slurm says FAILED, exit code 1"
+    }
+
+
+def test_a_script_of_an_array_that_fails_before_its_experiments(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
+) -> None:
+    """No line of the file that they share is one task's reason, unless it names the task."""
+    launcher = make_launcher()
+    both = (experiment("a", venv="/nope"), experiment("b", venv="/nope"))
+    ids, log = failed(launcher, slurm, *both)
+    assert "/nope" in log.read_text(encoding="utf-8")
+    pointer = f"Slurm says FAILED, exit code 1; see {log}"
+    assert [end.reason for end in launcher.outcomes(ids)] == [pointer] * 2
+    with log.open("a", encoding="utf-8") as file:
+        file.write(
+            f"mtf-slurm: job {ids[0]}: cannot go on\n"
+            f"mtf-slurm: job {ids[1]}1: is another\n"
+            f"mtf-slurm: job {ids[1]}: asked to come back\n"
+            "bash: nothing of anyone\n"
+        )
+    named = f"Slurm says FAILED, exit code 1: cannot go on (see {log})"
+    assert [end.reason for end in launcher.outcomes(ids)] == [named, pointer]
+    err = project / "experiments" / "b" / f"{ids[1]}.err"
+    err.write_text("Killed\n", encoding="utf-8")
+    began = "Slurm says FAILED, exit code 1: Killed"
+    assert [end.reason for end in launcher.outcomes(ids)] == [named, began]
+    os.utime(err, (1, 1))  # of an earlier run
+    assert [end.reason for end in launcher.outcomes(ids)] == [named, pointer]
+    log.unlink()
+    assert {e.reason for e in launcher.outcomes(ids)} == {
+        "Slurm says FAILED, exit code 1"
+    }
+
+
+@pytest.mark.parametrize(("count", "num_packed"), [(1, 1), (2, 2), (2, 1)])
+def test_code_that_cannot_be_checked_out(
+    count: int,
+    num_packed: int,
+    make_launcher: Make,
+    experiment: Make,
+    slurm: FakeSlurm,
+    project: Path,
+) -> None:
+    """What git lacks is told; of tasks that share their output, that it was the code."""
+    slurm.configure(is_held=True)
+    launcher = make_launcher(num_packed=num_packed)
+    batch = [experiment(name) for name in "ab"[:count]]
+    launcher.submit_experiment_batch(batch)
+    (project / ".git").rename(project / "away")
+    ids = [f"{i}" for i in slurm.tasks()]
+    if num_packed > 1:
+        ids = [f"{ids[0]}.{at}" for at in range(count)]
+    slurm.configure(is_held=False)
+    assert set(launcher.wait(ids, timeout_s=60)) == {"failed"}
+    for end in launcher.outcomes(ids):
+        if num_packed < count:
+            text = "exit code 1: the code that was submitted cannot be checked out (see /"
+            assert text in end.reason
+        else:
+            assert end.reason.startswith(NO_CODE)
+
+
+def test_a_node_that_fails_says_nothing_of_the_program(
+    make_launcher: Make,
+    experiment: Make,
+    slurm: FakeSlurm,
+    project: Path,
+    wait_for: Callable[[Callable[[], object]], None],
+) -> None:
+    """What an experiment wrote last is no reason for what ended it from outside."""
+    launcher = make_launcher()
+    doing = experiment("e", do="wait", requeue=False)
+    job_id = launcher.submit_single_experiment(doing)
+    err = project / "experiments" / "e" / f"{job_id}.err"
+    wait_for((err.parent / "starts").exists)
+    err.write_text("a warning\n", encoding="utf-8")
+    slurm.fail_node(job_id)
+    assert launcher.wait([job_id], timeout_s=60) == ["node_failed"]
+    assert launcher.outcomes([job_id])[0].reason == "Slurm says NODE_FAIL"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from collections.abc import Callable
@@ -139,12 +140,9 @@ def test_what_is_refused_is_removed(job: Job, slurm: FakeSlurm) -> None:
 
 
 def test_an_answer_without_an_id(job: Job, slurm: FakeSlurm) -> None:
-    """What sbatch wrote is shown; the job is found again, as it may have been accepted."""
+    """The job is looked for, as it may have been accepted."""
     slurm.fail("sbatch", "", status=0, stdout="welcome\n", is_after=True)
-    with pytest.raises(UnreadableReplyError, match="welcome"):
-        submit(job)
-    [found] = _once.recover(COMMANDS, arrays.jobs_in(job.experiments_folder))
-    assert found.base_id() == "1"
+    assert submit(job) == "1"
 
 
 def test_the_id_behind_a_banner_and_before_a_cluster(job: Job, slurm: FakeSlurm) -> None:
@@ -265,3 +263,39 @@ def test_what_the_controller_refuses_is_not_looked_up(job: Job, slurm: FakeSlurm
         submit(job)
     assert arrays.jobs_in(job.experiments_folder) == []
     assert slurm.calls("squeue") == []
+
+
+def test_a_reply_that_is_cut_is_looked_up(job: Job, slurm: FakeSlurm) -> None:
+    """Of 12 without its line's end there may be 123: the token tells; else it is an error."""
+    slurm.configure(is_held=True)
+    slurm.fail("sbatch", "", status=0, stdout="12")
+    with pytest.raises(UnreadableReplyError, match="12"):
+        submit(job)
+    assert submit(job) == "1"
+    slurm.fail("sbatch", "", status=0, stdout="12")
+    again = Job(job.folder)
+    (job.folder / "job_id").unlink()
+    assert submit(again) == "1"
+
+
+def test_an_id_that_cannot_be_written_down_is_told(
+    job: Job, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm has the job: the message says so, and what to do; it is found then."""
+    slurm.configure(is_held=True)
+    with monkeypatch.context() as patch:
+
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        patch.setattr(Job, "claim", full)
+        with pytest.raises(SubmissionError, match=r"taken it as job 1, .* No space left"):
+            submit(job)
+    assert [each.base_id() for each in _once.recover(COMMANDS, [job])] == ["1"]
+
+
+def test_git_passes_over_what_jobs_need(job: Job) -> None:
+    """Also in a folder that a repository does not ignore."""
+    submitted = job.folder.parent
+    with _once.lock(job.experiments_folder, timeout_s=5):
+        assert (submitted / ".gitignore").read_text(encoding="ascii") == "*\n"

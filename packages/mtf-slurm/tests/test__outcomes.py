@@ -44,7 +44,7 @@ def test_a_failure_is_told_from_a_wish_to_be_continued(
     for name, index, status in (("a", 0, "75"), ("b", 1, "3"), ("c", 2, "rubbish")):
         (tmp_path / name / f"7_{index}.exit").write_text(status, encoding="ascii")
     reply = "".join(
-        f"7_{i}|FAILED|NonZeroExitCode|n1|N/A|{job.folder}\n" for i in range(3)
+        f"7_{i}|FAILED|NonZeroExitCode|n1|N/A|{job.folder}|7_{i}\n" for i in range(3)
     )
     slurm.fail("squeue", "", status=0, stdout=reply)
     outcomes = Outcomes(COMMANDS, ["7_0", "7_1", "7_2"], [])
@@ -59,7 +59,7 @@ def test_one_of_several_in_a_task(
     job = make_job(("a", "b"), base="7")
     (tmp_path / "a" / "7.0.exit").write_text("0\n", encoding="ascii")
     for word, second in (("RUNNING", "running"), ("COMPLETED", "unknown")):
-        slurm.fail("squeue", "", status=0, stdout=f"7|{word}|None||N/A|{job.folder}\n")
+        slurm.fail("squeue", "", status=0, stdout=f"7|{word}|None||N/A|{job.folder}|7\n")
         outcomes = Outcomes(COMMANDS, ["7.0", "7.1"], [])
         assert [outcomes.state(i) for i in ("7.0", "7.1")] == ["succeeded", second]
         assert outcomes.sharing("7.0") == ["7.1"]
@@ -67,7 +67,7 @@ def test_one_of_several_in_a_task(
 
 def test_jobs_of_others(slurm: FakeSlurm, tmp_path: Path) -> None:
     """A job that is not of this package has Slurm's state, and shares nothing."""
-    slurm.fail("squeue", "", status=0, stdout=f"7|FAILED|None||N/A|{tmp_path}\n")
+    slurm.fail("squeue", "", status=0, stdout=f"7|FAILED|None||N/A|{tmp_path}|7\n")
     outcomes = Outcomes(COMMANDS, ["7", "../x"], [tmp_path])
     assert [outcomes.state(i) for i in ("7", "../x", "8")] == [
         "failed",

@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtf_slurm._replies import expanded, rows_of_accounting, rows_of_json, rows_of_text
+from mtf_slurm._replies import (
+    Row,
+    cells_of,
+    expanded,
+    rows_of_accounting,
+    rows_of_json,
+    rows_of_text,
+)
 from mtf_slurm.errors import UnreadableReplyError
 from mtf_slurm.states import JobState
 
@@ -18,15 +25,15 @@ START_S = datetime.fromisoformat("2026-11-22T11:22:34").timestamp()
 
 # As Slurm 22.05.8 wrote them.
 TEXT = """\
-1|RUNNING|None|n1|2026-11-22T11:22:34|/shared/a|b
-2_2|PENDING|JobArrayTaskLimit||N/A|/shared
-7|RUNNING|None|n[1-2]|2026-11-22T11:22:34|/shared
+1|RUNNING|None|n1|2026-11-22T11:22:34|/shared/a|b|1
+2_2|PENDING|JobArrayTaskLimit||N/A|/shared|2_2
+7|RUNNING|None|n[1-2]|2026-11-22T11:22:34|/shared|7
 """
 ACCOUNTED = """\
-18|NODE_FAIL|0:0|n[1-2]|2026-11-22T11:22:34|2026-11-22T11:22:49|/shared
-21|REQUEUED|0:0|n1|2026-11-22T11:22:34|2026-11-22T11:22:35|/shared
-18|PENDING|0:0|None assigned|Unknown|Unknown|/shared
-2_[0-1]|CANCELLED by 0|0:0|None assigned|Unknown|Unknown|/shared
+18|NODE_FAIL|0:0|n[1-2]|2026-11-22T11:22:34|2026-11-22T11:22:49|/shared|18
+21|REQUEUED|0:0|n1|2026-11-22T11:22:34|2026-11-22T11:22:35|/shared|21
+18|PENDING|0:0|None assigned|Unknown|Unknown|/shared|18
+2_[0-1]|CANCELLED by 0|0:0|None assigned|Unknown|Unknown|/shared|2_[0-1]
 """
 
 
@@ -82,9 +89,41 @@ def test_text() -> None:
     assert (waits.reason, waits.nodes, waits.start_s) == ("JobArrayTaskLimit", "", None)
 
 
+@pytest.mark.parametrize("text", [TEXT, ACCOUNTED])
+def test_replies_that_are_cut_off(text: str) -> None:
+    """Wherever that is, a row is as it was or an error: its folder is no other's."""
+
+    def read(reply: str) -> list[Row]:
+        if text == TEXT:
+            return [*rows_of_text(ARGV, reply).values()]
+        return [*rows_of_accounting(ARGV, reply)]
+
+    rows = text.splitlines(keepends=True)
+    known = {}
+    for count in range(len(rows) + 1):
+        end = len("".join(rows[:count]))
+        known[end] = known[max(0, end - 1)] = read("".join(rows[:count]))
+    assert len(known[len(text)]) > len(known[len(rows[0])]) > len(known[0]) == 0
+    for cut in range(len(text)):
+        if cut in known:
+            assert read(text[:cut]) == known[cut]
+            continue
+        with pytest.raises(UnreadableReplyError):
+            read(text[:cut])
+
+
+def test_rows_and_their_cells() -> None:
+    """The last one may be of several lines; an id in it ends no row of another."""
+    odd = "12|/a\n7|/b|12/\n\nc|12\r\n\n  7|/d|7"
+    assert list(cells_of(ARGV, odd, 2)) == [["12", "/a\n7|/b|12/\n\nc"], ["7", "/d"]]
+    for torn in ("12|/a|7\n7|/b|7\n", "12|12\n", "12\n", "12|a\nb|/c|12\n"):
+        with pytest.raises(UnreadableReplyError):
+            list(cells_of(ARGV, torn, 2 + ("/c" in torn)))
+
+
 def test_a_reason_is_one_word() -> None:
     """As ``scontrol`` writes it, since others compare it."""
-    reply = "1|PENDING|launch failed requeued held||N/A|/shared\n"
+    reply = "1|PENDING|launch failed requeued held||N/A|/shared|1\n"
     assert rows_of_text(ARGV, reply)["1"].reason == "launch_failed_requeued_held"
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from mtf_slurm.errors import SnapshotError, SubmissionError, TemplateError
+from mtf_slurm.follow.nodes import NodeFailure, record
 from mtf_slurm.git import GitManager
 from mtf_slurm.testing import FakeSlurm
 
@@ -46,6 +48,26 @@ def test_nodes_that_are_left_out(
     assert asked == [project / "experiments"]
     with pytest.raises(ValueError, match="no name of a node"):
         make_launcher(excluded_nodes=lambda _: ["n1;x"]).submit_experiment_batch(batch)
+
+
+def test_nodes_that_failed_are_left_out_by_default(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
+) -> None:
+    """What a monitor saw fail three times is not asked for again, unless that is wanted."""
+    slurm.configure(is_held=True)
+    folder = project / "experiments"
+    (folder / ".slurm").mkdir(parents=True)
+    now_s = time.time()  # noqa: TID251 -- a date
+    failures = [
+        NodeFailure(node="n3", at_s=now_s - ago_s, job_id=str(ago_s), reason="")
+        for ago_s in (100, 200, 300)
+    ]
+    record(folder, failures)
+    make_launcher().submit_single_experiment(experiment("a"))
+    every = make_launcher(excluded_nodes=lambda _: ())
+    every.submit_single_experiment(experiment("b"))
+    options = [task["options"].get("exclude") for task in slurm.tasks().values()]
+    assert options == ["n3", None]
 
 
 def test_what_a_template_passes_over_is_refused(

@@ -503,9 +503,28 @@ def test_folders_that_cannot_be_used(make_launcher: Make, tmp_path: Path) -> Non
     launcher = make_launcher()
     with pytest.raises(SubmissionError, match="no such folder"):
         launcher.submit([], folder=tmp_path / "none")
-    (tmp_path / "a\\b").mkdir()
-    with pytest.raises(SubmissionError, match="backslash"):
-        launcher.submit([], folder=tmp_path / "a\\b")
+    for name in ("a\\b", "a%20b"):
+        (tmp_path / name).mkdir()
+        with pytest.raises(SubmissionError, match="without backslash, '%' and newline"):
+            launcher.submit([], folder=tmp_path / name)
+
+
+def test_what_can_be_read_once_is_read_once(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm
+) -> None:
+    """Of iterators nothing is lost."""
+    slurm.configure(is_held=True)
+    launcher = make_launcher()
+    ids = launcher.submit_experiment_batch(
+        iter([experiment("a"), experiment("b")])
+    ).job_ids
+    assert len(ids) == 2
+    assert launcher.states(iter(ids)) == ["pending"] * 2
+    assert launcher.wait(iter(ids), timeout_s=0) == ["pending"] * 2
+    launcher.cancel(iter(ids))
+    assert launcher.states(iter(ids)) == ["cancelled"] * 2
+    launcher.requeue(iter(ids))
+    assert launcher.states(iter(ids)) == ["pending"] * 2
 
 
 def test_what_the_constructor_refuses(project: Path, tmp_path: Path) -> None:
@@ -840,3 +859,34 @@ def test_code_that_is_installed_to_be_edited(
     assert seen["value"] == 1
     assert seen["ignored"] == f"{importing}/built/ignored.py"
     assert f"{importing}/lib" in seen["path"]
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_a_reply_that_is_cut_off(
+    *, is_lost: bool, make_launcher: Make, experiment: Make, slurm: FakeSlurm
+) -> None:
+    """It makes no waiting job another's, nor one whose answer was lost none: none runs twice."""
+    slurm.configure(is_held=True)
+    launcher = make_launcher()
+    batch = [experiment("a"), experiment("b", do="fail")]
+    if is_lost:
+        slurm.fail("sbatch", times=1, is_after=True)
+    else:
+        job_ids = launcher.submit_experiment_batch(batch).job_ids
+    squeue = slurm.folder / "bin" / "squeue"
+    text = squeue.read_text(encoding="utf-8")
+    assert text.count("\nexec ") == 1
+    cut = text.replace("\nexec ", "\n").rstrip() + " | head -c -5\n"
+    squeue.write_text(cut, encoding="utf-8")
+    if is_lost:
+        result = launcher.submit_experiment_batch(batch)
+        assert {row.job_id for row in result} == {None}
+        assert all("cannot parse the reply of" in (row.error or "") for row in result)
+    for _ in range(2):
+        with pytest.raises(UnreadableReplyError, match="squeue"):
+            launcher.submit_experiment_batch(batch)
+    squeue.write_text(text, encoding="utf-8")
+    again = launcher.submit_experiment_batch(batch)
+    assert again.failed == []
+    assert is_lost or again.job_ids == job_ids
+    assert sorted(slurm.tasks()) == sorted(again.job_ids)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,7 @@ def test_arrays_that_never_began_are_one_row(slurm: FakeSlurm) -> None:
         "sacct",
         "",
         status=0,
-        stdout="12_[1-2,5%3]|CANCELLED by 0|0:0|None assigned|Unknown|Unknown|/x\n",
+        stdout="12_[1-2,5%3]|CANCELLED by 0|0:0|None assigned|Unknown|Unknown|/x|12_[1-2,5%3]\n",
     )
     rows = query.rows(COMMANDS, ["12"]).rows
     assert sorted(rows) == ["12_1", "12_2", "12_5"]
@@ -228,3 +229,59 @@ def test_folders_of_jobs_when_nobody_answers(slurm: FakeSlurm) -> None:
     slurm.fail("squeue", times=2)
     with pytest.raises(SchedulerUnreachableError):
         query.folders(COMMANDS)
+
+
+@pytest.mark.parametrize("command", ["squeue", "sacct"])
+def test_replies_that_are_cut_off(
+    command: str,
+    submit: Callable[..., str],
+    slurm: FakeSlurm,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Wherever one ends, it counts as far as its rows are whole, or is an error."""
+    jobs = {}
+    for token in ("f00d", "cafe"):
+        (tmp_path / f"a|{token}").mkdir()
+        options = (f"--chdir={tmp_path}/a|{token}", "--job-name=a", "--comment=x\ny|z")
+        jobs[token] = submit(*options)
+    slurm.forget(*(jobs.values() if command == "sacct" else ()))
+    assert query.find(COMMANDS, jobs, ["a"]) == jobs
+    reply = COMMANDS.once(slurm.calls(command)[-1])
+    first = reply.index(f"|{jobs['f00d']}\n{jobs['cafe']}|") + 1 + len(jobs["f00d"])
+    size = 0
+
+    def cut(_: Commands, argv: Sequence[str], **__: object) -> str:
+        return reply[:size] if argv[0] == command else ""
+
+    monkeypatch.setattr(Commands, "once", cut)
+    some = {"f00d": jobs["f00d"]}
+    whole = {0: {}, first: some, first + 1: some, len(reply) - 1: jobs}
+    for size in range(len(reply)):
+        if size in whole:
+            assert query.find(COMMANDS, jobs, ["a"]) == whole[size]
+            continue
+        with pytest.raises(UnreadableReplyError):
+            query.find(COMMANDS, jobs, ["a"])
+
+
+def test_folders_of_a_reply_that_is_cut_off(
+    submit: Callable[..., str],
+    slurm: FakeSlurm,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No part of a path is taken for a folder: what is in use would be removed."""
+    (tmp_path / "a|b").mkdir()
+    submit(f"--chdir={tmp_path}/a|b")
+    submit(f"--chdir={tmp_path}")
+    told = query.folders(COMMANDS)
+    assert told == {str(tmp_path), f"{tmp_path}/a|b"}
+    reply = COMMANDS.once(slurm.calls("squeue")[-1])
+    for size in range(len(reply)):
+        monkeypatch.setattr(Commands, "once", lambda *_, s=size, **__: reply[:s])
+        with suppress(UnreadableReplyError):
+            found = query.folders(COMMANDS)
+            assert found <= told
+            rest = reply[size:].strip("\n")
+            assert (len(found) == 2) == (not rest)

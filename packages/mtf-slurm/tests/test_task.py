@@ -53,11 +53,48 @@ def test_programs_that_know_no_warning_go_on(
     launch: str, make_launcher: Make, experiment: Make, project: Path
 ) -> None:
     """They are started ignoring it, so that it does not end them before their time."""
-    script = "import signal as s, sys\nsys.exit(s.getsignal(s.SIGUSR1) is not s.SIG_IGN)\n"
+    script = (
+        "import signal as s, sys\nsys.exit(s.getsignal(s.SIGUSR1) is not s.SIG_IGN)\n"
+    )
     (project / "shows.py").write_text(script, encoding="utf-8")
     launcher = make_launcher(entry_point="shows.py", defaults={"launch": launch})
     job_id = launcher.submit_single_experiment(experiment("e"))
     assert launcher.wait([job_id], timeout_s=60) == ["succeeded"]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_a_job_runs_on_is_what_its_interpreter_says(
+    count: int, make_launcher: Make, experiment: Make, project: Path
+) -> None:
+    """Not what submits it; of several in a task, each has the same file."""
+    venv = project.parent / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    launcher = make_launcher(num_packed=count, defaults={"venv": str(venv)})
+    ids = launcher.submit_experiment_batch([*map(experiment, "ab"[:count])]).job_ids
+    assert launcher.wait(ids, timeout_s=60) == ["succeeded"] * count
+    folder = project / "experiments"
+    files = [
+        folder / name / f"{job_id}.environment.json"
+        for name, job_id in zip("ab", ids, strict=False)
+    ]
+    said = json.loads(files[0].read_text(encoding="utf-8"))
+    assert (said["executable"], said["packages"]) == (f"{venv}/bin/python", [])
+    assert len({path.stat().st_ino for path in files}) == 1
+
+
+def test_a_record_that_cannot_be_written_ends_no_job(
+    make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
+) -> None:
+    """It is missing, which is said, and the experiment runs."""
+    slurm.configure(is_held=True)
+    launcher = make_launcher()
+    job_id = launcher.submit_single_experiment(experiment("e"))
+    folder = project / "experiments" / "e"
+    (folder / f"{job_id}.environment.json" / "in the way").mkdir(parents=True)
+    slurm.configure(is_held=False)
+    assert launcher.wait([job_id], timeout_s=60) == ["succeeded"]
+    said = (folder / f"{job_id}.err").read_text(encoding="utf-8")
+    assert "environment.py: what this job runs on is not recorded: IsADirectory" in said
 
 
 def test_a_short_job_that_is_preempted_comes_back(

@@ -25,6 +25,7 @@ from mtf_slurm import _once, arrays, query
 from mtf_slurm._outcomes import Outcomes, task_of
 from mtf_slurm.command import Commands, NoAnswerError
 from mtf_slurm.errors import SchedulerCommandError, SubmissionError
+from mtf_slurm.follow._source import forget
 from mtf_slurm.states import JobState
 
 __all__ = ["MAY_COME_BACK", "bring_back", "forget_marks", "requeue"]
@@ -79,6 +80,7 @@ def requeue(
             refused |= _refused(commands, some, folders, before, made)
         for job_id in refused.keys() & made.keys():
             made[job_id].unlink(missing_ok=True)
+        _tell(commands, paths, [i for i in asked if i not in refused])
     for error in refused.values():
         raise error
 
@@ -198,8 +200,22 @@ def _brought_back(
                     asking[job_id].unlink()
                 else:
                     asking[job_id].replace(_mark(paths[job_id], "coming"))
+        _tell(commands, paths, [i for i in some if i not in refused])
         back |= {task_of(i) for i in some if i not in refused}
     return back
+
+
+def _tell(
+    commands: Commands, paths: Mapping[str, Path], job_ids: Collection[str]
+) -> None:
+    """Let followers ask anew for jobs that were requeued, and all that share their tasks."""
+    tasks = {*map(task_of, job_ids)}
+    ids: dict[Path, list[str]] = {}
+    for job_id, path in paths.items():
+        if task_of(job_id) in tasks:
+            ids.setdefault(_folder_of(path), []).append(job_id)
+    for folder, own in ids.items():
+        forget(folder, own, timeout_s=commands.timeout_s)
 
 
 def _by_tasks(job_ids: Collection[str]) -> list[list[str]]:

@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from mtf_slurm import _once, arrays, query
-from mtf_slurm._site import Site, excluded_in, work_of
+from mtf_slurm._before import Before
+from mtf_slurm._site import Site, excluded_in, script_of, work_of
+from mtf_slurm._sweep import sweep
 from mtf_slurm.after import After, Kept, checked, levels, resolved
 from mtf_slurm.arrays import Code, Job, Planned, Work
 from mtf_slurm.errors import (
@@ -23,7 +25,6 @@ from mtf_slurm.errors import (
     SchedulerUnreachableError,
     SnapshotError,
     SubmissionError,
-    TemplateError,
 )
 from mtf_slurm.experiments import (
     BatchSubmissionResult,
@@ -34,11 +35,10 @@ from mtf_slurm.experiments import (
     has_other_config,
     write_text,
 )
-from mtf_slurm.render import variables
 from mtf_slurm.shell import command_words, shell_settings
 from mtf_slurm.states import JobState
 
-__all__ = ["Batch", "States", "script_of", "submit_batch"]
+__all__ = ["Batch", "States", "submit_batch"]
 
 States: TypeAlias = Callable[[Sequence[str]], Mapping[str, JobState]]
 """Asks how jobs are; has none that Slurm has lost, and given its id to another."""
@@ -52,38 +52,6 @@ _LOST = (
 )
 _TWICE = "it comes twice, with different configs: give each a name of its own"
 _TASK = re.compile(r"afterok:(\d+)_(\d+)")
-
-
-def script_of(
-    site: Site, job: Job, planned: Planned, code: Code, context: Mapping[str, Any] | None
-) -> str:
-    """Return the script of a job.
-
-    Raises:
-        TemplateError: If it cannot be made; or a variable of *context* is not known.
-    """
-    settings = planned.work.settings
-    site.template.check(settings)
-    name = planned.names[0]
-    is_one = len(planned.names) == 1
-    values = {
-        **variables(settings, num_packed=max(map(len, planned.tasks))),
-        "array": arrays.index_spec(len(planned.tasks), planned.limit),
-        "commit": code.snapshot.commit if code.snapshot else None,
-        "error": f"../../{name}/%j.err" if is_one else "slurm.log",
-        "experiments_folder": str(job.experiments_folder),
-        "job_folder": str(job.folder),
-        "job_name": name,
-        "output": f"../../{name}/%j.out" if is_one else "slurm.log",
-        "project_root": str(code.project_root),
-        "run": ["/bin/bash", str(job.folder / "task.sh"), str(job.folder)],
-        "setup": site.setup,
-    }
-    if unknown := sorted((context or {}).keys() - values.keys()):
-        reason = f"{', '.join(unknown)}: unknown; there are {', '.join(values)}"
-        place = "context"
-        raise TemplateError(place, reason)
-    return site.template.render({**values, **(context or {})})
 
 
 class Batch:
@@ -119,6 +87,8 @@ class Batch:
         self._owners: dict[str, Job] = {}
         self._sizes: dict[str, int] = {}
         self._unreachable = ""
+        self._before = Before(folder)
+        self._doubtful: set[str] = set()
         self.kept: dict[str, Kept] = {}
         self.refused: dict[str, str] = {}
 
@@ -148,6 +118,9 @@ class Batch:
             is_new = state is JobState.UNKNOWN and job.age_s(now) < _UNKNOWN_S
             if name not in self._works or state in _KEPT or is_new:
                 self.kept[name] = Kept(job_id, state)
+        self._before.note(self._works.keys() & last.keys() - self.kept.keys())
+        for job in {job for i, job in last.values() if self._owner_of(i) is job}:
+            sweep(job, found, self._site.code.cleanup)
 
     def write_configs(self, texts: Mapping[str, str]) -> None:
         """Write the configs of what is to be submitted; refuse another of what is not."""
@@ -179,6 +152,12 @@ class Batch:
             MtfSlurmError: If nothing could be submitted at all.
         """
         self.refused.update(refused)
+        try:
+            self._submit_left()
+        finally:
+            self._before.put_back(self._works.keys() - self.kept.keys() - self._doubtful)
+
+    def _submit_left(self) -> None:
         done = self.kept.keys() | self.refused.keys()
         left = [name for name in self._works if name not in done]
         if not left:
@@ -292,7 +271,11 @@ class Batch:
             job.remove()
             raise
         spec = arrays.index_spec(len(planned.tasks), planned.limit)
-        base = _once.submit(site.commands, job, array=spec, lock_fd=self._lock_fd)
+        try:
+            base = _once.submit(site.commands, job, array=spec, lock_fd=self._lock_fd)
+        finally:
+            if job.folder.exists():  # it is submitted, or may be
+                self._doubtful.update(planned.names)
         ids = job.ids(base)
         if (lost := self._owners.get(base)) is not None:
             lost_ids = lost.ids(base)
@@ -338,8 +321,8 @@ def submit_batch(  # noqa: PLR0913 -- each is set by name
         ValueError: If *after* is not for this batch, or experiments wait for each other.
     """
     after = checked(after, [experiment.experiment_name for experiment in experiments])
-    if "\\" in str(folder) or not str(folder).isprintable():
-        reason = "Slurm takes no such path: name it without backslash and newline"
+    if {"\\", "%"} & {*str(folder)} or not str(folder).isprintable():
+        reason = "Slurm takes no such path: name it without backslash, '%' and newline"
         raise SubmissionError(str(folder), reason)
     excluded = excluded_in(site, folder)
     kept: Mapping[str, Kept] = {}

@@ -15,6 +15,7 @@ from pathlib import Path
 from mtf_slurm import _once, arrays, query
 from mtf_slurm._again import MAY_COME_BACK, bring_back, forget_marks
 from mtf_slurm._outcomes import Outcomes, task_of
+from mtf_slurm._sweep import sweep
 from mtf_slurm.command import Commands, NoAnswerError
 from mtf_slurm.errors import (
     SchedulerCommandError,
@@ -35,6 +36,7 @@ __all__ = [
 _log = logging.getLogger("mtf_slurm")
 
 _NUM_CANCELLED = 200
+_MAY_RUN_AGAIN = frozenset({JobState.PREEMPTED, JobState.NODE_FAILED})  # by Slurm
 _UNKNOWN = "0"  # stands for the id of a job whose answer was lost
 # What scancel says of jobs that are to be passed over.
 _OVER = re.compile("invalid job id|already completing|already finished", re.IGNORECASE)
@@ -208,15 +210,18 @@ def wait(  # noqa: PLR0913 -- each is set by name
         time.sleep(wait_s)
 
 
-def branches_in_use(commands: Commands, folders: Collection[Path]) -> set[str]:
-    """Return the branches of those experiments whose jobs have not ended.
+def branches_in_use(
+    commands: Commands, folders: Collection[Path], *, cleanup: str
+) -> set[str]:
+    """Return the branches of those experiments whose jobs have not ended, or will come back.
 
     Those of all jobs that Slurm has are among them, wherever their experiments lie, as far as
-    that can be read.
+    that can be read. What the others left in *folders*, killed, is removed.
 
     Args:
         commands: What asks how jobs are.
         folders: Of experiments, whose jobs may be unknown to Slurm for a moment.
+        cleanup: When checkouts are removed: ``always``, ``success`` or ``never``.
 
     Raises:
         MtfSlurmError: If Slurm cannot be asked.
@@ -235,7 +240,16 @@ def branches_in_use(commands: Commands, folders: Collection[Path]) -> set[str]:
             continue  # another user's own
         read.add(folder)
     outcomes = Outcomes(commands, {i for i, _ in files if query.base_of(i)}, read)
-    live = {path.parent for i, path in files if not outcomes.state(i).is_final}
+    states = {i: outcomes.state(i) for i, _ in files}
+    waiting = {i for i, _ in files if i in outcomes.sharing(i)}
+    live = {path.parent for i, path in files if i in waiting}
+    done = {
+        i: state
+        for i, state in states.items()
+        if i not in waiting and state not in _MAY_RUN_AGAIN
+    }
+    for job in (job for folder in folders for job in arrays.jobs_in(folder)):
+        sweep(job, done, cleanup)
     branches = set()
     for folder in live:
         with suppress(OSError, ValueError, LookupError, TypeError):

@@ -55,6 +55,7 @@ def lock(experiments_folder: Path, *, timeout_s: float) -> Iterator[int]:
     path = folder / "submit.lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _ignored(folder)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
         reason = f"cannot be written, so nothing is submitted: {error.strerror or error}"
@@ -65,6 +66,15 @@ def lock(experiments_folder: Path, *, timeout_s: float) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def _ignored(folder: Path) -> None:
+    """Have git pass over what jobs need, which may be secret, wherever the folder lies."""
+    with (
+        suppress(FileExistsError),
+        (folder / ".gitignore").open("x", encoding="ascii") as file,
+    ):
+        file.write("*\n")
 
 
 def _take(fd: int, path: Path, timeout_s: float) -> None:
@@ -90,6 +100,8 @@ def recover(commands: Commands, jobs: Sequence[Job]) -> list[Job]:
     Raises:
         SchedulerUnreachableError: If Slurm cannot be asked; nothing has changed then.
         SchedulerCommandError: If it refuses to answer.
+        UnreadableReplyError: If its answer cannot be parsed.
+        SubmissionError: If an id cannot be written down.
     """
     ids = {job: job.base_id() for job in jobs}
     open_jobs = [job for job, base in ids.items() if base is None]
@@ -100,7 +112,7 @@ def recover(commands: Commands, jobs: Sequence[Job]) -> list[Job]:
         found = query.find(commands, [job.token for job in whole], names)
     for job in open_jobs:
         if job.token in found:
-            job.claim(found[job.token])
+            _claimed(job, found[job.token])
         else:
             job.remove()
     return [job for job in jobs if ids[job] is not None or job.token in found]
@@ -143,16 +155,36 @@ def submit(commands: Commands, job: Job, *, array: str | None, lock_fd: int) -> 
                 return _owner(commands, job, base)
             raise
         match = _REPLY.fullmatch(reply.strip().rpartition("\n")[2])
-        if match is None:
-            raise UnreadableReplyError(argv, reply)
-        return _owner(commands, job, match[1])
+        if match is not None and reply.endswith("\n"):
+            return _owner(commands, job, match[1])
+        # What is cut may be another's id.
+        if base := query.find(commands, [job.token], [name]).get(job.token):
+            return _owner(commands, job, base)
+        raise UnreadableReplyError(argv, reply)
     raise AssertionError  # pragma: no cover -- there is one attempt at least
 
 
 def _owner(commands: Commands, job: Job, base: str) -> str:
     """Write down whose folder it is; if it is another's, this one was taken in twice."""
-    owner = job.claim(base)
+    owner = _claimed(job, base)
     if owner != base:
         with suppress(MtfSlurmError):  # it ends by itself as soon as it begins
             commands.once(("scancel", base))
     return owner
+
+
+def _claimed(job: Job, base: str) -> str:
+    """Write down the id of the job that a submission became, if nobody has; return whose it is.
+
+    Raises:
+        SubmissionError: If it cannot be written; it is found again by its token.
+    """
+    try:
+        return job.claim(base)
+    except OSError as error:
+        reason = (
+            f"Slurm has taken it as job {base}, which cannot be written down: "
+            f"{error.strerror or error}; make room there, or see to its rights, and submit "
+            f"again: nothing is done twice"
+        )
+        raise SubmissionError(str(job.folder), reason) from error

@@ -1,7 +1,8 @@
 """Read what ``squeue`` and ``sacct`` write: rows, from text and from JSON.
 
 Nothing here runs a command. What cannot be parsed is an `UnreadableReplyError` that shows it;
-what is there and says nothing, such as a date of ``N/A``, is None or empty.
+what is there and says nothing, such as a date of ``N/A``, is None or empty. Text is asked for with
+the job's id at both ends of a row: one that was cut off, whatever its last cell is, has it once.
 
 Source: Slurm 22.05.8, whose replies were looked at; ``squeue(1)`` of 23.11 and 24.05 for the
 numbers and states that are objects and lists there.
@@ -31,13 +32,14 @@ __all__ = [
     "rows_of_text",
 ]
 
-QUEUE_FORMAT = "%i|%T|%r|%N|%S|%Z"
-ACCOUNT_FORMAT = "JobID,State,ExitCode,NodeList,Start,End,WorkDir"
+QUEUE_FORMAT = "%i|%T|%r|%N|%S|%Z|%i"
+ACCOUNT_FORMAT = "JobID,State,ExitCode,NodeList,Start,End,WorkDir,JobID"
 _NO_NODE = frozenset({"None assigned", "(null)", "N/A"})
 # States that say what goes on while another is the main one.
 _DURING = ("COMPLETING", "CONFIGURING", "STAGE_OUT", "SIGNALING", "RESIZING")
 _END_S = 253_402_000_000  # of the year 9999
 _MAX_INDEX = 4_000_000  # MaxArraySize is below it
+_SHOWN_CHARS = 500
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,25 +103,44 @@ def _date(seconds: float | None) -> float | None:
 
 
 def cells_of(argv: Sequence[str], reply: str, count: int) -> Iterator[list[str]]:
-    """Yield the cells of each line that has any; the last one may have bars in it.
+    r"""Yield the cells of each row, without the first one again, in which it ends.
+
+    The last one may have bars and newlines in it.
 
     Raises:
-        UnreadableReplyError: If a line has not so many, or begins with no job.
+        UnreadableReplyError: If a row has not so many, begins with no job, or is cut off.
+
+    >>> list(cells_of([], "7|/a|b|7\n12|/c\nd|12\n", 2))
+    [['7', '/a|b'], ['12', '/c\nd']]
     """
-    for line in reply.splitlines():
-        if not line.strip():
+    lines: list[str] = []
+    first = ""
+    for line in reply.split("\n"):
+        if not lines:
+            if not line.strip():
+                continue
+            first = line.lstrip().partition("|")[0]
+            if not re.match(r"[0-9]", first):
+                raise UnreadableReplyError(argv, line)
+        lines.append(line)
+        _, bar, last = line.rstrip().rpartition("|")
+        if not bar or last != first:
             continue
-        cells = line.strip().split("|", count - 1)
-        if len(cells) != count or not re.match(r"[0-9]", cells[0]):
-            raise UnreadableReplyError(argv, line)
+        row = "\n".join(lines)
+        cells = row.strip().rpartition("|")[0].split("|", count - 1)
+        if len(cells) != count or any("\n" in cell for cell in cells[:-1]):
+            raise UnreadableReplyError(argv, row[:_SHOWN_CHARS])
         yield cells
+        lines = []
+    if lines:
+        raise UnreadableReplyError(argv, "\n".join(lines)[:_SHOWN_CHARS])
 
 
 def rows_of_text(argv: Sequence[str], reply: str) -> dict[str, Row]:
     """Read ``squeue --array --format=`` `QUEUE_FORMAT`.
 
     Raises:
-        UnreadableReplyError: If a line is not of that format.
+        UnreadableReplyError: If a row is not of that format, or cut off.
     """
     found = {}
     for job_id, word, reason, nodes, start, folder in cells_of(argv, reply, 6):
@@ -139,7 +160,7 @@ def rows_of_accounting(argv: Sequence[str], reply: str) -> Iterator[Row]:
     """Read ``sacct --allocations --format=`` `ACCOUNT_FORMAT`; one row for each run.
 
     Raises:
-        UnreadableReplyError: If a line is not of that format.
+        UnreadableReplyError: If a row is not of that format, or cut off.
     """
     for cells in cells_of(argv, reply, 7):
         job_id, word, exit_code, nodes, start, end, folder = cells
@@ -165,10 +186,10 @@ def rows_of_json(argv: Sequence[str], reply: str) -> dict[str, Row]:
         told = json.loads(reply)
         jobs = told["jobs"]
         if told.get("errors"):
-            raise UnreadableReplyError(argv, json.dumps(told["errors"])[:500])
+            raise UnreadableReplyError(argv, json.dumps(told["errors"])[:_SHOWN_CHARS])
         rows = [row for job in jobs for row in _of_job(job)]
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
-        raise UnreadableReplyError(argv, reply[:500]) from error
+        raise UnreadableReplyError(argv, reply[:_SHOWN_CHARS]) from error
     return {row.job_id: row for row in rows}
 
 

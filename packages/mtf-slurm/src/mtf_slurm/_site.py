@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtf_slurm.arrays import Code, Work
+from mtf_slurm import arrays
+from mtf_slurm.arrays import Code, Job, Planned, Work
 from mtf_slurm.command import Commands
-from mtf_slurm.errors import SubmissionError
+from mtf_slurm.errors import SubmissionError, TemplateError
 from mtf_slurm.experiments import Experiment, checked_entry_point, dumped
 from mtf_slurm.git import GitManager
-from mtf_slurm.render import Template, check_setup
+from mtf_slurm.render import Template, check_setup, variables
 from mtf_slurm.settings import settings_of
 
-__all__ = ["Site", "check_place", "excluded_in", "manager_of", "work_of"]
+__all__ = ["Site", "check_place", "excluded_in", "manager_of", "script_of", "work_of"]
 
 _NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -47,7 +48,7 @@ class Site:
     template: Template
     setup: str
     defaults: Mapping[str, Any]
-    excluded_nodes: Callable[[Path], Iterable[str]] | None
+    excluded_nodes: Callable[[Path], Iterable[str]]
     entry_point: str | None
     code: Code
     git: GitManager | None
@@ -89,7 +90,7 @@ def excluded_in(site: Site, folder: Path) -> list[str]:
     Raises:
         ValueError: If a name is none of a node.
     """
-    found = sorted(set(site.excluded_nodes(folder))) if site.excluded_nodes else []
+    found = sorted({*site.excluded_nodes(folder)})
     for node in found:
         if not _NODE.fullmatch(node):
             msg = f"excluded_nodes gave {node!r}, which is no name of a node"
@@ -134,3 +135,35 @@ def manager_of(root: Path, folders: Iterable[Path]) -> GitManager:
         SnapshotError: If it cannot be frozen, or lies in one of *folders*.
     """
     return GitManager(root, leave_out=folders)
+
+
+def script_of(
+    site: Site, job: Job, planned: Planned, code: Code, context: Mapping[str, Any] | None
+) -> str:
+    """Return the script of a job.
+
+    Raises:
+        TemplateError: If it cannot be made; or a variable of *context* is not known.
+    """
+    settings = planned.work.settings
+    site.template.check(settings)
+    name = planned.names[0]
+    is_one = len(planned.names) == 1
+    values = {
+        **variables(settings, num_packed=max(map(len, planned.tasks))),
+        "array": arrays.index_spec(len(planned.tasks), planned.limit),
+        "commit": code.snapshot.commit if code.snapshot else None,
+        "error": f"../../{name}/%j.err" if is_one else "slurm.log",
+        "experiments_folder": str(job.experiments_folder),
+        "job_folder": str(job.folder),
+        "job_name": name,
+        "output": f"../../{name}/%j.out" if is_one else "slurm.log",
+        "project_root": str(code.project_root),
+        "run": ["/bin/bash", str(job.folder / "task.sh"), str(job.folder)],
+        "setup": site.setup,
+    }
+    if unknown := sorted((context or {}).keys() - values.keys()):
+        reason = f"{', '.join(unknown)}: unknown; there are {', '.join(values)}"
+        place = "context"
+        raise TemplateError(place, reason)
+    return site.template.render({**values, **(context or {})})

@@ -6,7 +6,7 @@ so ``MaxArraySize``, which caps the index, caps the tasks of one array and no mo
 
 ``<experiments>/.slurm/<number>.<token>/`` belongs to one submission: ``tasks`` (a line for
 each index, with the names of its experiments), ``settings.sh``, ``job.sbatch``, ``task.sh``,
-``checkout.py`` and ``job_id``, which is there as soon as Slurm's answer is known. It is made
+``checkout.py``, ``environment.py`` and ``job_id``, which is there as soon as Slurm's answer is known. It is made
 before Slurm is asked, and its token goes with the job: see `mtf_slurm.launcher`.
 """
 
@@ -24,7 +24,7 @@ from typing import TypeVar
 
 from mtf_slurm.experiments import told
 from mtf_slurm.git import Snapshot
-from mtf_slurm.git.snapshot import CHECKOUT_SCRIPT
+from mtf_slurm.git.snapshot import CHECKOUT_SCRIPT, ENVIRONMENT_SCRIPT
 from mtf_slurm.settings import SlurmSettings
 from mtf_slurm.states import JobState, from_exit_status
 
@@ -370,6 +370,7 @@ def write_files(job: Job, planned: Planned, shell_settings: str, script: str) ->
     for name, text, mode in (
         ("task.sh", TASK_SCRIPT.read_text(encoding="utf-8"), 0o666),
         ("checkout.py", CHECKOUT_SCRIPT.read_text(encoding="utf-8"), 0o666),
+        ("environment.py", ENVIRONMENT_SCRIPT.read_text(encoding="utf-8"), 0o666),
         ("settings.sh", shell_settings, 0o666),
         ("job.sbatch", script, 0o600),
         (".tasks", tasks, 0o666),

@@ -22,10 +22,17 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from mtf_slurm import _again, _control, arrays
-from mtf_slurm._batch import script_of, submit_batch
+from mtf_slurm._batch import submit_batch
 from mtf_slurm._ends import End, ends
 from mtf_slurm._outcomes import Outcomes
-from mtf_slurm._site import Site, check_place, excluded_in, manager_of, work_of
+from mtf_slurm._site import (
+    Site,
+    check_place,
+    excluded_in,
+    manager_of,
+    script_of,
+    work_of,
+)
 from mtf_slurm.after import After
 from mtf_slurm.arrays import Code, Job, Planned
 from mtf_slurm.command import Commands
@@ -37,6 +44,7 @@ from mtf_slurm.experiments import (
     checked_name,
     told,
 )
+from mtf_slurm.follow.nodes import FailingNodes
 from mtf_slurm.git import GitManager
 from mtf_slurm.git.branches import Branch
 from mtf_slurm.render import Template
@@ -71,7 +79,8 @@ class SLURMLauncher:
         num_packed: Experiments that one task runs, one after another.
         max_array_size: Tasks of one array; what the site says by default.
         excluded_nodes: Gives, for a folder of experiments, the names of nodes that are to be
-            left out besides those that an experiment leaves out.
+            left out besides those that an experiment leaves out; by default those that a
+            `JobMonitor` saw fail again and again: see `FailingNodes`.
         poll_interval_s: Between two questions of `wait`, in seconds.
         lock_timeout_s: How long to wait for another submitter, in seconds.
         commands: Runs Slurm's commands.
@@ -140,7 +149,7 @@ class SLURMLauncher:
             template=Template(template_path),
             setup="\n".join(setup),
             defaults=dict(defaults or {}),
-            excluded_nodes=excluded_nodes,
+            excluded_nodes=excluded_nodes or FailingNodes().excluded,
             entry_point=checked_entry_point("entry_point", entry),
             code=Code(
                 project_root=root,
@@ -198,7 +207,7 @@ class SLURMLauncher:
         return submit_batch(
             self._site,
             folder,
-            experiments,
+            [*experiments],
             after,
             writes=writes,
             lock_timeout_s=self._lock_timeout_s,
@@ -274,8 +283,9 @@ class SLURMLauncher:
             SchedulerCommandError: If it refuses to answer.
             UnreadableReplyError: If its answer cannot be parsed.
         """
-        outcomes = Outcomes(self._commands, _several(job_ids), self._folders)
-        return [outcomes.state(job_id) for job_id in job_ids]
+        ids = _several(job_ids)
+        outcomes = Outcomes(self._commands, ids, self._folders)
+        return [outcomes.state(job_id) for job_id in ids]
 
     def outcomes(self, job_ids: Sequence[str]) -> list[End]:
         """Return why jobs failed and what they used; accounting tells some time after."""
@@ -340,8 +350,9 @@ class SLURMLauncher:
             SchedulerCommandError: If it refuses to answer.
             UnreadableReplyError: If its answer cannot be parsed.
         """
-        outcomes = Outcomes(self._commands, _several(job_ids), self._folders)
-        return _again.bring_back(self._commands, outcomes, job_ids, self._folders)
+        ids = _several(job_ids)
+        outcomes = Outcomes(self._commands, ids, self._folders)
+        return _again.bring_back(self._commands, outcomes, ids, self._folders)
 
     def wait(
         self,
@@ -379,7 +390,7 @@ class SLURMLauncher:
     def prune_branches(self, *, older_than: timedelta) -> list[Branch]:
         """Delete the branches of old snapshots, but of jobs that have not ended.
 
-        Jobs are looked for in the folders that this object knows, one level below, and where
+        The checkouts that killed jobs left are removed, too, as *cleanup* says. Jobs are looked for in the folders that this object knows, one level below, and where
         Slurm's jobs run, as far as this user may read there.
 
         Raises:
@@ -393,7 +404,8 @@ class SLURMLauncher:
         pattern = f"*/{arrays.JOBS_FOLDER}"
         inner = {path.parent for f in self._folders for path in f.glob(pattern)}
         folders = self._folders | inner
-        keep = _control.branches_in_use(self._commands, folders)
+        cleanup = self._site.code.cleanup
+        keep = _control.branches_in_use(self._commands, folders, cleanup=cleanup)
         return self._site.git.prune(older_than=older_than, keep=keep)
 
     # ------------------------------------------------------------ within
@@ -408,11 +420,11 @@ class SLURMLauncher:
             self._folders.add(folder)
 
 
-def _several(job_ids: Sequence[str]) -> Sequence[str]:
+def _several(job_ids: Iterable[str]) -> list[str]:
     if isinstance(job_ids, str):
         msg = f"job_ids is one id, {job_ids!r}: give a list, [{job_ids!r}]"
         raise TypeError(msg)
-    return job_ids
+    return [*job_ids]
 
 
 def _absolute(path: Path | str) -> Path:

@@ -224,19 +224,19 @@ def find(
     Raises:
         SchedulerUnreachableError: If the controller or accounting cannot be asked.
         SchedulerCommandError: If the controller refuses to answer.
+        UnreadableReplyError: If an answer cannot be parsed: it may be of one of the jobs.
     """
     wanted = set(tokens)
-    argv = ("squeue", "--noheader", "--states=all", "--format=%A|%F|%k|%Z", "--me")
     found: dict[str, str] = {}
-    _collect(found, wanted, commands.run(argv))
+    # Of an array, the first is the id of a task alone, and the second the array's.
+    argv = ("squeue", "--noheader", "--states=all", "--format=%A|%F|%Z|%k|%A", "--me")
+    rows = _replies.cells_of(argv, commands.run(argv), 3)
+    _collect(found, wanted, ((base, said) for _, base, said in rows))
     if wanted - found.keys():
         more = (
-            *(
-                *_SACCT,
-                "--starttime=now-30days",
-                f"--name={','.join(sorted(set(names)))}",
-            ),
-            "--format=JobID,WorkDir,Comment",
+            *(*_SACCT, "--starttime=now-30days"),
+            f"--name={','.join(sorted(set(names)))}",
+            "--format=JobID,WorkDir,Comment,JobID",
         )
         try:
             reply = commands.run(more)
@@ -244,17 +244,17 @@ def find(
             if "accounting" not in error.stderr.lower():
                 raise  # it may know: asking it again may help
             reply = ""
-        _collect(found, wanted, reply)
+        rows = _replies.cells_of(more, reply, 2)
+        _collect(found, wanted, ((re.split(r"[_.+\[]", i)[0], said) for i, said in rows))
     return found
 
 
-def _collect(found: dict[str, str], wanted: set[str], reply: str) -> None:
-    for line in reply.splitlines():
-        first, *cells = line.strip().split("|")
+def _collect(
+    found: dict[str, str], wanted: set[str], told: Iterable[tuple[str, str]]
+) -> None:
+    for base, said in told:
         for token in wanted:
-            if any(token in cell for cell in cells):
-                is_task = cells[0].isdecimal()  # squeue's %F: the array that it is of
-                base = cells[0] if is_task else re.split(r"[_.+\[]", first)[0]
+            if token in said:
                 found.setdefault(token, base)
 
 
@@ -264,10 +264,11 @@ def folders(commands: Commands) -> set[str]:
     Raises:
         SchedulerUnreachableError: If it cannot be asked.
         SchedulerCommandError: If it refuses to answer.
+        UnreadableReplyError: If its answer cannot be parsed.
     """
-    argv = ("squeue", "--noheader", "--states=all", "--format=%A|%Z")
-    lines = run(commands, argv).splitlines()
-    return {line.strip().partition("|")[2] for line in lines} - {""}
+    argv = ("squeue", "--noheader", "--states=all", "--format=%A|%Z|%A")
+    reply = run(commands, argv)
+    return {folder for _, folder in _replies.cells_of(argv, reply, 2)} - {""}
 
 
 def max_array_size(commands: Commands) -> int:

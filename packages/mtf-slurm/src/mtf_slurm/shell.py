@@ -104,6 +104,7 @@ def shell_settings(
         f"prefix={shlex.quote(snapshot.prefix if snapshot else '')}",
         f"top={shlex.quote(str(top))}",
         f"paths=({_quoted(_edited(top, planned.work, code) if snapshot else ())})",
+        f"interpreter=({_quoted(_interpreter(experiments_folder, planned.work, code))})",
         f"launch_kind={settings.launch}",
         f"launch=({_quoted(_launch(planned.work))})",
         f"set_command() {{ command=({_command(experiments_folder, planned.work, code)}); }}",
@@ -256,16 +257,28 @@ def _launch(work: Work) -> list[str]:
     return [*words, "/bin/bash", "-c", step, "step"]
 
 
+def _inside(experiments_folder: Path, work: Work, code: Code) -> list[str]:
+    """Return what stands before a command that runs in a container; nothing for none."""
+    settings = work.settings
+    if not settings.container:
+        return []
+    gpus = ["--nv"] if settings.gpus_per_node else []
+    folders = [str(experiments_folder)]
+    folders += [] if code.snapshot else [str(code.project_root)]
+    binds = [f"--bind={folder}" for folder in folders]
+    return ["apptainer", "exec", *gpus, *binds, settings.container]
+
+
+def _interpreter(experiments_folder: Path, work: Work, code: Code) -> list[str]:
+    """Return the words that start what says on what the job runs."""
+    python = _python(work, code)
+    return [*_inside(experiments_folder, work, code), python, "-E", "-B"]
+
+
 def _command(experiments_folder: Path, work: Work, code: Code) -> str:
     """Return the words of the experiment's command; ``$1`` is the path of its config."""
     settings = work.settings
-    before: list[str] = []
-    if settings.container:
-        gpus = ["--nv"] if settings.gpus_per_node else []
-        folders = [str(experiments_folder)]
-        folders += [] if code.snapshot else [str(code.project_root)]
-        binds = [f"--bind={folder}" for folder in folders]
-        before = ["apptainer", "exec", *gpus, *binds, settings.container]
+    before = _inside(experiments_folder, work, code)
     python = _python(work, code)
     if settings.launch == "torchrun":
         counts = (

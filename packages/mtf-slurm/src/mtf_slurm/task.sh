@@ -148,6 +148,17 @@ import_from() {
   export PYTHONPATH=$found
 }
 
+# What the job runs on, as its own interpreter finds it; no job need end for it.
+record() {
+  local paths=() position
+  for position in "${!names[@]}"; do
+    place_of "$position"
+    has_ended "$files" || paths+=("$files.environment.json")
+  done
+  [ "${#paths[@]}" -eq 0 ] || timeout 60 "${interpreter[@]}" "$job_folder/environment.py" \
+    --into "$experiments_folder/.slurm/environments" "${paths[@]}"
+}
+
 remove_code() { # <status>
   [ "${#checkout[@]}" -gt 0 ] || return 0
   "$checkout_python" -I ./checkout.py remove --folder "$checkout_folder" \
@@ -242,6 +253,7 @@ if ! make_code; then
   exit 1
 fi
 find_port
+record
 
 worst=0 unfinished=''
 for position in "${!names[@]}"; do

@@ -57,11 +57,13 @@ def test_what_followers_ask_for(
     fields = "TimelimitRaw,AllocCPUS,NNodes,AllocTRES,ReqMem,MaxRSS,TotalCPU"
     rows = COMMANDS.run(["sacct", "--parsable2", f"--format={fields}"]).splitlines()
     assert rows == [
-        "1564|6|2|billing=6,cpu=6,node=2|||00:00:00",
-        "91|1|1|billing=1,cpu=1,node=1|||00:00:00",
+        "1564|6|2||||00:00:00",
+        "91|1|1||||00:00:00",
     ]
     slurm.configure(is_held=False)
     wait_for(lambda: state(job) == "FAILED")
+    ask = ["sacct", f"--jobs={job}", "--format=AllocTRES,JobID,JobID"]
+    assert COMMANDS.run(ask) == f"billing=6,cpu=6,node=2|{job}|{job}\n"
     slurm.configure(is_held=True)
     COMMANDS.run(["scontrol", "requeue", job])
     ask = ["sacct", "--duplicates", f"--jobs={job}", "--format=State,ExitCode"]

@@ -14,18 +14,18 @@ COMMANDS = Commands(timeout_s=20, num_attempts=1)
 
 # As a cluster of Slurm 22.05.8 wrote them; and one with GPUs that are accounted.
 REPLY = """\
-1|COMPLETED|0:0|7|5|2|1|00:02.187|500M|billing=2,cpu=2,mem=500M,node=1|||
-1.batch|COMPLETED|0:0|7||2|1|00:00.015||cpu=2,mem=500M,node=1|12312K|1|cpu=00:00:00,energy=0,fs/disk=34582,mem=12312K,pages=0,vmem=221244K
-1.0|COMPLETED|0:0|5||2|1|00:02.172||cpu=2,mem=500M,node=1|435228K|2|cpu=00:00:01,energy=0,fs/disk=66434,mem=717572K,pages=3,vmem=735260K
-2_0|FAILED|3:0|4|1440|1|1|00:00.004|100M|billing=1,cpu=1,mem=100M,node=1|||
-2_0.batch|FAILED|3:0|4||1|1|00:00.004||cpu=1,mem=100M,node=1|4620K|1|cpu=00:00:00,energy=0,mem=4620K
-2_[1-3%2]|PENDING|0:0|0|1440|1|1|00:00:00|100M||||
-4|COMPLETED|0:0|0|1440|1|1|00:00.002|100M|billing=1,cpu=1,mem=100M,node=1|||
-4.batch|COMPLETED|0:0|0||1|1|00:00.002||cpu=1,mem=100M,node=1||1|energy=0
-8|COMPLETED|0:0|20|1440|64|2|10:40|6400M|billing=64,cpu=64,gres/gpu=8,mem=6400M,node=2|||
-8.batch|COMPLETED|0:0|20||32|1|00:00.004||cpu=32,gres/gpu=4,mem=3200M|4740K|1|cpu=00:00:00,mem=4740K
-8.0|COMPLETED|0:0|10||64|2|10:40||cpu=64,gres/gpu=8,mem=6400M|1G|2|gres/gpumem=10G,gres/gpuutil=400
-9|RUNNING|0:0|3600|UNLIMITED|4|2|00:00:00|2Gn||||
+1|COMPLETED|0:0|7|5|2|1|00:02.187|500M|billing=2,cpu=2,mem=500M,node=1||||1
+1.batch|COMPLETED|0:0|7||2|1|00:00.015||cpu=2,mem=500M,node=1|12312K|1|cpu=00:00:00,energy=0,fs/disk=34582,mem=12312K,pages=0,vmem=221244K|1.batch
+1.0|COMPLETED|0:0|5||2|1|00:02.172||cpu=2,mem=500M,node=1|435228K|2|cpu=00:00:01,energy=0,fs/disk=66434,mem=717572K,pages=3,vmem=735260K|1.0
+2_0|FAILED|3:0|4|1440|1|1|00:00.004|100M|billing=1,cpu=1,mem=100M,node=1||||2_0
+2_0.batch|FAILED|3:0|4||1|1|00:00.004||cpu=1,mem=100M,node=1|4620K|1|cpu=00:00:00,energy=0,mem=4620K|2_0.batch
+2_[1-3%2]|PENDING|0:0|0|1440|1|1|00:00:00|100M|||||2_[1-3%2]
+4|COMPLETED|0:0|0|1440|1|1|00:00.002|100M|billing=1,cpu=1,mem=100M,node=1||||4
+4.batch|COMPLETED|0:0|0||1|1|00:00.002||cpu=1,mem=100M,node=1||1|energy=0|4.batch
+8|COMPLETED|0:0|20|1440|64|2|10:40|6400M|billing=64,cpu=64,gres/gpu=8,mem=6400M,node=2||||8
+8.batch|COMPLETED|0:0|20||32|1|00:00.004||cpu=32,gres/gpu=4,mem=3200M|4740K|1|cpu=00:00:00,mem=4740K|8.batch
+8.0|COMPLETED|0:0|10||64|2|10:40||cpu=64,gres/gpu=8,mem=6400M|1G|2|gres/gpumem=10G,gres/gpuutil=400|8.0
+9|RUNNING|0:0|3600|UNLIMITED|4|2|00:00:00|2Gn|||||9
 """
 
 
@@ -46,11 +46,19 @@ def test_steps_are_summed(slurm: FakeSlurm) -> None:
 
 
 def test_what_did_not_begin_is_missing(slurm: FakeSlurm) -> None:
-    """So are tasks that wait, what took no second, and what nobody knows: none is zero."""
-    told = report(slurm, "2_0", "2_1", "4", "77.1", "no id")
+    """So are tasks that wait, and what nobody knows: none is zero."""
+    told = report(slurm, "2_0", "2_1", "77.1", "no id")
     assert [job.job_id for job in told.jobs] == ["2_0"]
-    assert told.missing == ("2_1", "4", "77")
-    assert told.jobs[0].state is JobState.FAILED
+    assert told.missing == ("2_1", "77")
+    assert (told.jobs[0].state, told.jobs[0].exit_code) == (JobState.FAILED, "3:0")
+
+
+def test_what_took_no_second_has_begun(slurm: FakeSlurm) -> None:
+    """How it ended is known, and no part of anything is made of no time."""
+    [job] = report(slurm, "4").jobs
+    assert (job.state, job.said, job.elapsed_s) == (JobState.SUCCEEDED, "COMPLETED", 0)
+    assert (job.time, job.cpu, job.gpu) == (0, None, None)
+    assert "0:00:00 of 24:00:00 0%" in report(slurm, "4").table()
 
 
 def test_gpus_that_are_accounted(slurm: FakeSlurm) -> None:
@@ -121,7 +129,7 @@ def test_jobs_of_the_fake(slurm: FakeSlurm, submit: Callable[..., str]) -> None:
 
 def test_gpus_by_type_alone(slurm: FakeSlurm) -> None:
     """Sites may account types only; memory may be asked for each CPU."""
-    line = "5|COMPLETED|0:0|10|Partition_Limit|4|1|00:20|1Gc|cpu=4,gres/gpu:a100=2|||\n"
+    line = "5|COMPLETED|0:0|10|Partition_Limit|4|1|00:20|1Gc|cpu=4,gres/gpu:a100=2||||5\n"
     [job] = report(slurm, "5", reply=line).jobs
     assert (job.num_gpus, job.gpu_asked_s, job.gpu_used_s) == (2, 20, None)
     assert job.mem_asked_bytes == 4 * 2**30

@@ -510,7 +510,9 @@ def test_a_reason_does_not_contradict_the_state(
     [job] = jobs_in(experiments)
     end = experiments / "a" / f"{job_id}.exit"
     end.write_text(f"75 {job.token} timeout", encoding="ascii")
-    row = f"{job_id}|FAILED|NonZeroExitCode|n1|2026-01-01T00:00:00|{job.folder}\n"
+    row = (
+        f"{job_id}|FAILED|NonZeroExitCode|n1|2026-01-01T00:00:00|{job.folder}|{job_id}\n"
+    )
     slurm.fail("squeue", "", status=0, stdout=row)
     [change] = quick(experiments, form="text").poll()
     assert (change.after, change.reason) == ("timeout", str(explain("TimeLimit")))

@@ -81,7 +81,7 @@ def test_one_power_loss_is_one_failure(tmp_path: Path) -> None:
     assert FailingNodes(num_failures=3).excluded(tmp_path, now_s=200) == ()
 
 
-ENDED = "NODE_FAIL|0:0|n7|2026-11-22T11:22:34|2026-11-22T11:{:02}:49|/x\n"
+ENDED = "NODE_FAIL|0:0|n7|2026-11-22T11:22:34|2026-11-22T11:{:02}:49|/x|{}\n"
 
 
 def test_one_end_that_is_told_twice_counts_once(
@@ -105,10 +105,11 @@ def test_accounting_knows_what_no_monitor_saw(
     slurm.configure(is_held=True)
     one, array = submit("a"), submit("b", "c")
     reply = (
-        f"{one}|{ENDED.format(10)}{one}|{ENDED.format(20)}{array}_1|{ENDED.format(30)}"
-        f"{array}_0|{ENDED.format(40).replace('n7', 'n[1-3]')}"
-        f"{array}_0|PREEMPTED|0:0|n8|2026-11-22T11:22:34|2026-11-22T11:22:49|/x\n"
-        f"{one}|PENDING|0:0|None assigned|Unknown|Unknown|/x\n"
+        f"{one}|{ENDED.format(10, one)}{one}|{ENDED.format(20, one)}"
+        f"{array}_1|{ENDED.format(30, f'{array}_1')}"
+        f"{array}_0|{ENDED.format(40, f'{array}_0').replace('n7', 'n[1-3]')}"
+        f"{array}_0|PREEMPTED|0:0|n8|2026-11-22T11:22:34|2026-11-22T11:22:49|/x|{array}_0\n"
+        f"{one}|PENDING|0:0|None assigned|Unknown|Unknown|/x|{one}\n"
     )
     slurm.fail("sacct", "", times=2, status=0, stdout=reply)
     rule = FailingNodes(commands=COMMANDS, window=timedelta(days=9999))

@@ -106,6 +106,26 @@ def test_a_graph_is_submitted_at_once_and_followed(
 
 
 @pytest.mark.slow
+def test_what_is_requeued_at_once_is_not_as_it_was_seen(
+    make_launcher: MakeLauncher, experiment: Callable[..., Any], project: Path
+) -> None:
+    """An answer that is still fresh enough tells nothing of what was requeued since."""
+    launcher, folder = make_launcher(), project / "experiments"
+
+    def run() -> dict[str, JobState]:
+        monitor = JobMonitor(folder, interval_s=3.0, commands=COMMANDS)
+        schedule = ExperimentSchedule(launcher, folder, monitor=monitor)
+        if not schedule.states():
+            schedule.add([experiment("a", do="fail")])
+        return schedule.run(timeout_s=60)
+
+    assert run() == {"a": "failed"}
+    (folder / "a" / "config.yaml").write_text('{"do": "succeed"}', encoding="utf-8")
+    launcher.requeue(["1"])
+    assert run() == {"a": "succeeded"}
+
+
+@pytest.mark.slow
 def test_a_finished_schedule_needs_no_answer(
     make: Callable[..., ExperimentSchedule],
     experiment: Callable[..., Any],

@@ -360,8 +360,8 @@ def test_the_jobs_command_is_given(repo: Any, tmp_path: Path) -> None:
     assert (tmp_path / "made/train.py").exists()
 
 
-def test_what_ran_is_recorded(repo: Any, tmp_path: Path) -> None:
-    """Commit, tree, dirty files, packages, Python and command lie in the folder."""
+def test_what_was_submitted_is_recorded(repo: Any, tmp_path: Path) -> None:
+    """Commit, tree, dirty files and command lie in the folder, and on what submits runs."""
     repo.write("train.py", "changed\n")
     git = GitManager(repo.path)
     snapshot = git.snapshot("a")
@@ -370,7 +370,7 @@ def test_what_ran_is_recorded(repo: Any, tmp_path: Path) -> None:
     assert code["commit"] == snapshot.commit
     assert code["tree"] == snapshot.tree
     assert code["dirty"] == ["M train.py"]
-    assert f"pytest=={pytest.__version__}" in code["environment"]["packages"]
+    assert f"pytest=={pytest.__version__}" in code["submitted_from"]["packages"]
     submission = json.loads((tmp_path / "a/submission.json").read_bytes())
     assert submission["command"] == ["python", "train.py"]
     assert submission["branch"] == snapshot.branches["a"]

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from mtf_slurm.errors import SnapshotError
-from mtf_slurm.git import provenance
-from mtf_slurm.git.provenance import environment, packages, write
+from mtf_slurm.git.provenance import write
 
 CODE = {"commit": "c" * 40, "dirty": ["M \udcff.py"]}
 
@@ -20,82 +19,6 @@ CODE = {"commit": "c" * 40, "dirty": ["M \udcff.py"]}
 def read(path: Path) -> Any:
     """Return what a file of JSON says."""
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def test_packages_are_those_installed() -> None:
-    """What is imported here is listed with its version, each once, in order."""
-    found = packages()
-    assert f"pytest=={pytest.__version__}" in found
-    assert found == sorted(set(found), key=str.lower)
-
-
-def test_packages_from_elsewhere_say_where(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Editable, repository and file installs name their source, without its password."""
-    sources: dict[str, Any] = {
-        "edit": {"url": "file:///src/edit", "dir_info": {"editable": True}},
-        "vcs": {
-            "url": "https://user:hunter2@example.org/vcs",
-            "vcs_info": {"vcs": "git", "commit_id": "abc"},
-        },
-        "signed": {"url": "https://u:p/w@h/s.whl?token=hunter2#sha", "archive_info": {}},
-        "wheel": {"url": "file:///w.whl", "archive_info": {}},
-    }
-    for name, direct in sources.items():
-        info = tmp_path / f"{name}-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Name: {name}\nVersion: 1.0\n", encoding="utf-8")
-        (info / "direct_url.json").write_text(json.dumps(direct), encoding="utf-8")
-    (tmp_path / "torn-1.0.dist-info").mkdir()
-    (tmp_path / "torn-1.0.dist-info/METADATA").write_text("", encoding="utf-8")
-    odd = tmp_path / "odd-1.0.dist-info"
-    odd.mkdir()
-    (odd / "METADATA").write_text("Name: odd\nVersion: 1.0\n", encoding="utf-8")
-    (odd / "direct_url.json").write_text("{", encoding="utf-8")
-    monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    assert packages() == [
-        "-e file:///src/edit  # edit==1.0",
-        "odd==1.0",
-        "signed @ https://***@h/s.whl?***",
-        "vcs @ git+https://***@example.org/vcs@abc",
-        "wheel @ file:///w.whl",
-    ]
-
-
-def test_environment_names_python_and_cuda(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Python, machine and what is known of CUDA, without loading anything."""
-    monkeypatch.delenv("CUDA_PATH", raising=False)
-    monkeypatch.delenv("CUDA_HOME", raising=False)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    found = environment()
-    assert found["python"] == sys.version
-    assert found["executable"] == sys.executable
-    assert set(found["cuda"]) <= {"driver"}
-    about = {"cuda": {"version": "12.8.1"}}
-    (tmp_path / "version.json").write_text(json.dumps(about), encoding="utf-8")
-    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    monkeypatch.setattr(
-        Path, "read_text", lambda self, encoding: self.read_bytes().decode(encoding)
-    )
-    cuda = environment()["cuda"]
-    cuda.pop("driver", None)
-    assert cuda == {
-        "toolkit": str(tmp_path),
-        "toolkit_version": "12.8.1",
-        "visible_devices": "0,1",
-    }
-    (tmp_path / "version.json").write_text("[]", encoding="utf-8")
-    assert "toolkit_version" not in environment()["cuda"]
-
-
-def test_the_driver_is_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The driver's version is the first line of what the kernel says of it."""
-    monkeypatch.setattr(Path, "read_text", lambda *_, **__: "NVRM 570.1\nGCC\n")
-    assert provenance._cuda()["driver"] == "NVRM 570.1"
 
 
 def test_each_experiment_gets_both_files(tmp_path: Path) -> None:
@@ -159,7 +82,9 @@ def test_unwritable_folders_are_named(
 ) -> None:
     """A folder that cannot be made, or a full disk, is named, and no torn file is left."""
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(SnapshotError, match=r"file/a: what runs cannot be recorded"):
+    with pytest.raises(
+        SnapshotError, match=r"file/a: what is submitted cannot be recorded"
+    ):
         write({"a": tmp_path / "file/a"}, CODE, branches={}, commands={})
 
     def full(*_: object) -> None:

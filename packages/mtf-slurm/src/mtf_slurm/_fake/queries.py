@@ -144,7 +144,9 @@ _OF_ACCOUNTING: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "totalcpu": lambda _: "00:00:00",
     "reqmem": lambda t: t["options"].get("mem", ""),
     "alloctres": lambda t: (
-        f"billing={_cpus(t)},cpu={_cpus(t)},node={t['options'].get('nodes', '1')}"
+        ""
+        if t["started"] is None
+        else f"billing={_cpus(t)},cpu={_cpus(t)},node={t['options'].get('nodes', '1')}"
     ),
     "timelimitraw": lambda t: str(_minutes(t["options"].get("time", "60"))),
     "ntasks": lambda _: "",  # of steps, which are not kept

@@ -35,10 +35,11 @@ from mtf_slurm.errors import (
 from mtf_slurm.query import Form, Row
 from mtf_slurm.states import JobState
 
-__all__ = ["Answer", "Source"]
+__all__ = ["Answer", "Source", "forget"]
 
 _WANTED_INTERVALS = 20  # after which nobody wants to know of a job any more
 _BUSY_S = 0.5  # after which to look whether another has got its answer
+_LOCKED_S = 0.02  # after which to look whether it still is
 _MANY_TASKS = 50  # of one array, from which on accounting is asked for all of it
 _PASSING = (NoAnswerError, UnreadableReplyError)
 _FIELDS = [part.name for part in fields(Row)]
@@ -213,6 +214,42 @@ class Source:
             earlier=tuple(row for row in earlier if row.job_id in suspects),
             is_whole=True,
         )
+
+
+def forget(folder: Path, job_ids: Iterable[str], *, timeout_s: float) -> None:
+    """Have nobody take what was said of jobs, that were requeued since, for how they are.
+
+    They are asked for with the next question.
+
+    Args:
+        folder: Of experiments.
+        job_ids: Which.
+        timeout_s: How long to wait for a question under way, in seconds; then it is left.
+    """
+    ids = {*job_ids}
+    tasks = {job_id.partition(".")[0] for job_id in ids}
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        with ExitStack() as stack:
+            try:
+                place = _Place(folder / JOBS_FOLDER, stack)
+            except BlockingIOError:
+                if time.monotonic() > deadline_s:
+                    return
+                time.sleep(_LOCKED_S)
+                continue
+            date_ns, last = _saved(place.folder)
+            if place.is_open and date_ns:
+                rows = {i: row for i, row in last.rows.items() if i not in tasks}
+                others = {i: row for i, row in last.rows.items() if i in tasks}
+                ended = {i: row for i, row in others.items() if row.state.is_final}
+                left = replace(
+                    last, rows=rows, asked=last.asked - ids, ended={**last.ended, **ended}
+                )
+                place.save(left)
+                with suppress(OSError):  # it is as old as it was
+                    os.utime(place.folder / "follow.json", ns=(date_ns, date_ns))
+            return
 
 
 def _few(need: Collection[str], tasks: Mapping[str, str]) -> list[str]:

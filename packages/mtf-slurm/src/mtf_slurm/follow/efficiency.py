@@ -48,7 +48,8 @@ class Efficiency:
         job_id: Which; empty for several.
         state: How it is; None for several.
         said: Slurm's own words for that, such as ``OUT_OF_MEMORY``; empty for several.
-        elapsed_s: How long it ran, in seconds; the sum of all.
+        exit_code: As Slurm has it, status and signal: ``1:0``; empty for several.
+        elapsed_s: How long it ran, in whole seconds; the sum of all.
         time_limit_s: How long it was allowed to; None for no limit, too.
         num_cpus: CPUs that it had; None for several.
         cpu_asked_s: Seconds of CPU that it had: CPUs times *elapsed_s*.
@@ -63,6 +64,7 @@ class Efficiency:
     job_id: str
     state: JobState | None
     said: str
+    exit_code: str
     elapsed_s: float
     time_limit_s: float | None
     num_cpus: int | None
@@ -128,6 +130,7 @@ class EfficiencyReport:
             job_id="",
             state=None,
             said="",
+            exit_code="",
             elapsed_s=sum(job.elapsed_s for job in self.jobs),
             time_limit_s=sum(a for a, _ in time) if len(time) == len(self.jobs) else None,
             num_cpus=None,
@@ -158,8 +161,7 @@ class EfficiencyReport:
         if self.missing:
             few = [*self.missing[:_SHOWN], *["..."][: len(self.missing) > _SHOWN]]
             lines.append(
-                f"{len(self.missing)} not accounted, not begun, or shorter than a second: "
-                f"{', '.join(few)}"
+                f"{len(self.missing)} not accounted, or not begun: {', '.join(few)}"
             )
         return "\n".join(lines)
 
@@ -190,7 +192,7 @@ def efficiency(
     for part in query.chunks(asked):
         argv = (
             *("sacct", "--noheader", "--parsable2"),
-            *(f"--format={','.join(_FORMAT)}", f"--jobs={part}"),
+            *(f"--format={','.join((*_FORMAT, 'JobID'))}", f"--jobs={part}"),
         )
         for cells in cells_of(argv, query.run(commands, argv), len(_FORMAT)):
             line = dict(zip(_FORMAT, cells, strict=True))
@@ -216,8 +218,8 @@ def _of_job(
 ) -> Efficiency | None:
     elapsed_s = float(line["ElapsedRaw"] or 0)
     cpus = int(line["AllocCPUS"] or 0)
-    if elapsed_s <= 0 or not cpus:
-        return None  # it did not begin, or ended within its first second
+    if not cpus or (elapsed_s <= 0 and not line["AllocTRES"]):
+        return None  # it did not begin
     limit = line["TimelimitRaw"]  # or UNLIMITED, Partition_Limit
     tres = _pairs(line["AllocTRES"])
     num_gpus = _gpus(tres)
@@ -230,6 +232,7 @@ def _of_job(
         job_id=job_id,
         state=from_slurm(line["State"], line["ExitCode"]),
         said=line["State"],
+        exit_code=line["ExitCode"],
         elapsed_s=elapsed_s,
         time_limit_s=int(limit) * 60.0 if limit.isdecimal() else None,
         num_cpus=cpus,

@@ -148,6 +148,7 @@ class ExperimentSchedule:
                 here, or has a job, with another config.
             ValueError: If they wait for each other, or for what is not there.
         """
+        experiments = [*experiments]
         names = [checked_name(experiment.experiment_name) for experiment in experiments]
         after = checked(after, names)
         deadline = time.monotonic() + timeout_s
@@ -218,7 +219,8 @@ class ExperimentSchedule:
         """Go on until all experiments have ended; return how.
 
         Args:
-            timeout_s: After which to return in any case, in seconds; another `run` goes on.
+            timeout_s: After which to return, in seconds, when a submission under way is done;
+                another `run` goes on.
 
         Raises:
             MtfSlurmError: If Slurm refuses to answer, or the schedule's file is damaged.

@@ -19,6 +19,7 @@ from mtf_slurm.errors import SnapshotError
 from mtf_slurm.git import branches, checkout, provenance
 from mtf_slurm.git._plumbing import Repository, find, init_archive
 from mtf_slurm.git.branches import Branch
+from mtf_slurm.git.environment import environment
 from mtf_slurm.git.freeze import Choice, Frozen, freeze
 from mtf_slurm.git.lock import GitOperationLock
 from mtf_slurm.git.snapshot import Snapshot
@@ -123,7 +124,10 @@ class GitManager:
         *,
         commands: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        """Write into experiments' folders what runs: code, environment and command.
+        """Write into experiments' folders what is submitted: code and command, and whence.
+
+        ``submitted_from`` in ``code.json`` is of this process. What a job runs on, the job
+        itself writes into ``<job id>.environment.json`` beside it.
 
         Args:
             snapshot: Of their code.
@@ -133,7 +137,7 @@ class GitManager:
         Raises:
             SnapshotError: If a folder cannot be written.
         """
-        code = {**snapshot.to_plain(), "environment": provenance.environment()}
+        code = {**snapshot.to_plain(), "submitted_from": environment()}
         provenance.write(
             folders, code, branches=snapshot.branches, commands=commands or {}
         )

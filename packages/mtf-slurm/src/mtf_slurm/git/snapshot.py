@@ -11,9 +11,10 @@ from typing import Any
 from mtf_slurm.git import checkout
 from mtf_slurm.git._plumbing import git_in
 
-__all__ = ["CHECKOUT_SCRIPT", "Snapshot"]
+__all__ = ["CHECKOUT_SCRIPT", "ENVIRONMENT_SCRIPT", "Snapshot"]
 
 CHECKOUT_SCRIPT = Path(checkout.__file__)  # needs nothing beside it: may be copied
+ENVIRONMENT_SCRIPT = CHECKOUT_SCRIPT.with_name("environment.py")  # needs that beside it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
