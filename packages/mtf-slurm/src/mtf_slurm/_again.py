@@ -22,10 +22,10 @@ from functools import partial
 from pathlib import Path
 
 from mtf_slurm import _once, arrays, query
+from mtf_slurm._answers import forget
 from mtf_slurm._outcomes import Outcomes, task_of
 from mtf_slurm.command import Commands, NoAnswerError
 from mtf_slurm.errors import SchedulerCommandError, SubmissionError
-from mtf_slurm.follow._source import forget
 from mtf_slurm.states import JobState
 
 __all__ = ["MAY_COME_BACK", "bring_back", "forget_marks", "requeue"]

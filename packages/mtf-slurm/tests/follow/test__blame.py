@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from mtf_slurm._answers import Answer
 from mtf_slurm.command import Commands
 from mtf_slurm.follow._blame import Blame
 from mtf_slurm.follow._jobs import Followed
-from mtf_slurm.follow._source import Answer
 from mtf_slurm.follow.changes import NOT_LAUNCHED, Seen
 from mtf_slurm.follow.nodes import failures_in
 from mtf_slurm.query import Row

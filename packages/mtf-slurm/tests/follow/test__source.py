@@ -3,7 +3,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 
 from mtf_slurm.command import Commands
 from mtf_slurm.errors import SchedulerCommandError
-from mtf_slurm.follow._source import Source, forget
+from mtf_slurm.follow._source import Source
 from mtf_slurm.states import JobState
 from mtf_slurm.testing import FakeSlurm
 
@@ -113,39 +112,6 @@ def test_an_outage_is_shared_too(
     assert "no answer" in answer.trouble
     assert answer.rows[job_id].state is JobState.PENDING
     assert questions(slurm) == 2
-
-
-def test_what_was_requeued_is_not_as_it_was_said_to_be(
-    job_id: str, experiments: Path, slurm: FakeSlurm, submit: Callable[..., str]
-) -> None:
-    """Of it nothing follows until it is asked for, at its time; of others what was said does."""
-    other = submit("b")
-    first = source(experiments).ask(COMMANDS, [job_id, other])
-    forget(experiments, [job_id], timeout_s=0.0)
-    answer = source(experiments).ask(COMMANDS, [job_id, other])
-    assert ({*answer.rows}, answer.asked) == ({other}, {other})
-    assert answer.stamp == first.stamp
-    assert questions(slurm) == 1
-    _age(experiments)
-    assert source(experiments).ask(COMMANDS, [job_id]).asked == {job_id, other}
-
-
-def test_a_question_under_way_is_waited_for(
-    job_id: str, experiments: Path, slurm: FakeSlurm
-) -> None:
-    """What it is told may be older than the requeue; but nobody waits for ever."""
-    source(experiments).ask(COMMANDS, [job_id])
-    with (experiments / ".slurm" / "follow.wanted").open(encoding="ascii") as asks:
-        fcntl.flock(asks, fcntl.LOCK_EX)
-        forget(experiments, [job_id], timeout_s=0.05)
-        waits = threading.Thread(
-            target=forget, args=(experiments, [job_id]), kwargs={"timeout_s": 60.0}
-        )
-        waits.start()
-        assert source(experiments).ask(COMMANDS, [job_id]).asked == frozenset()
-    waits.join()
-    assert source(experiments).ask(COMMANDS, [job_id]).asked == frozenset()
-    assert questions(slurm) == 1
 
 
 def test_a_refusal_counts_as_a_question(

@@ -107,10 +107,9 @@ def test_previous_handler_runs_too() -> None:
         signal.signal(signal.SIGUSR1, before)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
-def test_a_launcher_may_have_it_ignored(name: str) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_launcher_may_have_it_ignored(number: signal.Signals) -> None:
     """What a launcher has programs ignore that do not know it is noted, and put back."""
-    number = getattr(signal, name)
     before = signal.signal(number, signal.SIG_IGN)
     try:
         with StopSignals() as signals:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 
+from mtf_slurm._answers import Answer
 from mtf_slurm._outcomes import task_of
 from mtf_slurm.command import Commands
 from mtf_slurm.follow import nodes
 from mtf_slurm.follow._jobs import Followed
-from mtf_slurm.follow._source import Answer
 from mtf_slurm.follow.changes import NOT_LAUNCHED, Seen
 from mtf_slurm.follow.nodes import NodeFailure
 from mtf_slurm.query import Row

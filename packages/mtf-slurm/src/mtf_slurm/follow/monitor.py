@@ -29,12 +29,13 @@ from pathlib import Path
 from typing import Literal
 
 from mtf_slurm import _again
+from mtf_slurm._answers import Answer
 from mtf_slurm._outcomes import Outcomes, task_of
 from mtf_slurm.command import Commands, NoAnswerError
 from mtf_slurm.errors import UnreadableReplyError
 from mtf_slurm.follow._blame import Blame
 from mtf_slurm.follow._jobs import Followed, Jobs
-from mtf_slurm.follow._source import Answer, Source
+from mtf_slurm.follow._source import Source
 from mtf_slurm.follow.changes import JobStatus, Seen, StateChange
 from mtf_slurm.query import Form, Known
 from mtf_slurm.states import JobState
