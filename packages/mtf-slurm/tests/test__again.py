@@ -515,6 +515,30 @@ def test_the_branch_of_what_is_to_come_back_is_not_pruned(
     assert len(launcher.prune_branches(older_than=timedelta(0))) == 1
 
 
+def test_a_job_that_asks_again_meanwhile_is_heard(
+    asks_to_come_back: tuple[SLURMLauncher, str],
+    slurm: FakeSlurm,
+    project: Path,
+    wait_for: WaitFor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Begun and ended again before its mark is put away, it keeps its new one."""
+    launcher, job_id = asks_to_come_back
+    mark = project / "experiments" / "e" / f"{job_id}.again"
+    once = Commands.once
+
+    def slowly(self: Commands, argv: Sequence[str], **more: Any) -> str:
+        said = once(self, argv, **more)
+        if argv[:2] == ("scontrol", "requeue"):
+            wait_for(lambda: mark.exists() and mark.read_text(encoding="ascii") == "1\n")
+        return said
+
+    monkeypatch.setattr(Commands, "once", slowly)
+    assert launcher.bring_back([job_id]) == [job_id]
+    assert mark.exists()
+    assert slurm.tasks()[job_id]["restarts"] == 1
+
+
 def test_what_fails_before_it_begins_is_brought_back_once(
     make_launcher: Make, experiment: Make, slurm: FakeSlurm, tmp_path: Path
 ) -> None:

@@ -192,17 +192,25 @@ def _brought_back(
         elif row is None or row.state in MAY_COME_BACK:
             asking[job_id] = mark
     before = {i: outcomes.state(i) for i in asking}
+    wishes = {i: _said(mark) for i, mark in asking.items()}
     for some in _by_tasks(asking):
         refused = _refused(commands, some, folders, before, asking)
         for job_id in some:
-            with suppress(FileNotFoundError):  # it has begun
-                if job_id in refused:  # another submission goes on
-                    asking[job_id].unlink()
-                else:
-                    asking[job_id].replace(_mark(paths[job_id], "coming"))
+            _used(asking[job_id], wishes[job_id], is_refused=job_id in refused)
         _tell(commands, paths, [i for i in some if i not in refused])
         back |= {task_of(i) for i in some if i not in refused}
     return back
+
+
+def _used(mark: Path, wish: bytes | None, *, is_refused: bool) -> None:
+    """Note what became of a wish, unless its job has begun, and perhaps has another."""
+    if _said(mark) != wish:
+        return
+    with suppress(FileNotFoundError):
+        if is_refused:  # another submission goes on
+            mark.unlink()
+        else:
+            mark.replace(mark.with_suffix(".coming"))
 
 
 def _tell(
@@ -320,6 +328,14 @@ def forget_marks(
 def _mark(path: Path, end: str) -> Path:
     """Return where a mark of a job lies, whose files are at *path*."""
     return path.with_name(f"{path.name}.{end}")
+
+
+def _said(mark: Path) -> bytes | None:
+    """Return how often its job had come back when it left a mark; None if it is gone."""
+    try:
+        return mark.read_bytes()
+    except FileNotFoundError:
+        return None
 
 
 def _folder_of(path: Path) -> Path:
