@@ -597,6 +597,32 @@ def test_a_mark_that_was_used_is_gone(
     assert slurm.tasks()[job_id]["restarts"] == 1
 
 
+def test_what_has_succeeded_by_the_time_of_the_answer_is_not_submitted_again(
+    asks_to_come_back: tuple[SLURMLauncher, str],
+    experiment: Make,
+    slurm: FakeSlurm,
+    project: Path,
+    wait_for: WaitFor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Brought back and ended while its submitter still waits, it keeps its job."""
+    launcher, job_id = asks_to_come_back
+    text = json.dumps({"do": "succeed", "slurm": None})
+    (project / "experiments" / "e" / "config.yaml").write_text(text, encoding="utf-8")
+    once = Commands.once
+
+    def slowly(self: Commands, argv: Sequence[str], **more: Any) -> str:
+        said = once(self, argv, **more)
+        if argv[:2] == ("scontrol", "requeue"):
+            wait_for(lambda: slurm.tasks()[job_id]["state"] == "COMPLETED")
+        return said
+
+    monkeypatch.setattr(Commands, "once", slowly)
+    [row] = launcher.submit([experiment("e")], folder=project / "experiments").rows
+    assert row.job_id == job_id
+    assert launcher.wait([job_id], timeout_s=60) == ["succeeded"]
+
+
 def test_a_job_that_another_brings_back_waits(
     asks_to_come_back: tuple[SLURMLauncher, str], slurm: FakeSlurm, project: Path
 ) -> None:

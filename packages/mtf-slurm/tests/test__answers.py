@@ -61,3 +61,16 @@ def test_a_question_under_way_is_waited_for(
     waits.join()
     assert source(experiments).ask(COMMANDS, [job_id]).asked == frozenset()
     assert len(slurm.calls("squeue")) == 1
+
+
+def test_each_folder_tells_what_was_requeued_there(
+    job_id: str, experiments: Path, tmp_path: Path
+) -> None:
+    """Of two that hold one answer, what was left out in either is not believed."""
+    other = tmp_path / "other"
+    other.mkdir()
+    both = Source([experiments, other], interval_s=HOUR_S, form="text")
+    both.ask(COMMANDS, [job_id])
+    forget(experiments, [job_id], timeout_s=0.0)
+    again = Source([experiments, other], interval_s=HOUR_S, form="text")
+    assert again.ask(COMMANDS, [job_id]).asked == frozenset()

@@ -80,6 +80,9 @@ def test_a_refusal_among_what_is_passed_over(slurm: FakeSlurm) -> None:
     with pytest.raises(SchedulerCommandError, match="permission denied"):
         _control.cancel(QUICK, ids, [], lock_timeout_s=1)
     assert len(slurm.calls("scancel")) == 2
+    slurm.fail("scancel", "")
+    with pytest.raises(SchedulerCommandError):
+        _control.cancel(QUICK, ["1"], [], lock_timeout_s=1)
     slurm.fail("scancel", "error: Kill job error on job id 1: Invalid job id specified")
     _control.cancel(QUICK, ["1"], [], lock_timeout_s=1)
     before = slurm.calls()
@@ -252,7 +255,7 @@ def test_branches_of_jobs_whose_answer_was_lost_stay(
         (folder / "e").mkdir()
         text = json.dumps({"branch": f"slurm-job/{folder.name}"})
         (folder / "e" / "submission.json").write_text(text, encoding="utf-8")
-    used = _control.branches_in_use(QUICK, folders, cleanup="always")
+    used = _control.branches_in_use(QUICK, folders)
     assert used == {"slurm-job/a", "slurm-job/b"}
     assert slurm.calls("sbatch") == []
 
@@ -264,6 +267,6 @@ def test_folders_that_cannot_be_read(
     slurm.configure(is_held=True)
     closed = tmp_path / ("x" * 300)  # no user may read that
     sbatch("true", f"--chdir={closed}/.slurm/000001.0123456789abcdef")
-    assert _control.branches_in_use(QUICK, [tmp_path], cleanup="always") == set()
+    assert _control.branches_in_use(QUICK, [tmp_path]) == set()
     with pytest.raises(OSError, match="too long"):
-        _control.branches_in_use(QUICK, [closed], cleanup="always")
+        _control.branches_in_use(QUICK, [closed])

@@ -51,7 +51,11 @@ def test_nodes_that_are_left_out(
 
 
 def test_nodes_that_failed_are_left_out_by_default(
-    make_launcher: Make, experiment: Make, slurm: FakeSlurm, project: Path
+    make_launcher: Make,
+    experiment: Make,
+    slurm: FakeSlurm,
+    project: Path,
+    tmp_path: Path,
 ) -> None:
     """What a monitor saw fail three times is not asked for again, unless that is wanted."""
     slurm.configure(is_held=True)
@@ -66,8 +70,14 @@ def test_nodes_that_failed_are_left_out_by_default(
     make_launcher().submit_single_experiment(experiment("a"))
     every = make_launcher(excluded_nodes=lambda _: ())
     every.submit_single_experiment(experiment("b"))
+    make_launcher().submit_single_experiment(experiment("c", nodelist="n3"))
+    path = tmp_path / "mine.sbatch"
+    path.write_text("#!/bin/bash\nexec {{ run }}\n", encoding="utf-8")
+    bare = make_launcher(template_path=path, defaults={"requeue": True})
+    [row] = bare.submit_experiment_batch([experiment("d")])
+    assert "exclude" not in (row.error or "")
     options = [task["options"].get("exclude") for task in slurm.tasks().values()]
-    assert options == ["n3", None]
+    assert options[:3] == ["n3", None, None]
 
 
 def test_what_a_template_passes_over_is_refused(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import site
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -126,15 +127,21 @@ def test_processes_are_told_where_to_meet() -> None:
 
 @pytest.mark.parametrize(
     ("workers", "expected"),
-    [("exit 75", "75"), ("exit 0", "0"), ("exit 3", "1"), ("kill -TERM $$", "0")],
+    [
+        ("exit 75", "75"),
+        ("exit 0", "0"),
+        ("exit 3", "1"),
+        ('trap "exit 75" USR1; kill -USR1 $$', "75"),
+    ],
 )
 def test_torchrun_and_its_workers(workers: str, expected: str, tmp_path: Path) -> None:
-    """A worker that saved is told from one that failed; warnings leave the agent alone.
+    """A worker that saved is told from one that failed; warnings reach it, not the agent.
 
     The agent is one of shell that makes 1 of all statuses but 0, as torchrun does.
     """
     (tmp_path / "python").write_text(
-        "#!/bin/bash\nkill -USR1 $$\nkill -TERM $$\nwhile [ $1 != --no-python ]; do shift; "
+        f'#!/bin/bash\n[ $1 = -I ] && exec {sys.executable} "$@"\n'
+        "kill -USR1 $$\nkill -TERM $$\nwhile [ $1 != --no-python ]; do shift; "
         'done\nshift\n"$@" || exit 1\n',
         encoding="utf-8",
     )

@@ -48,20 +48,6 @@ def test_programs_that_do_not_save_come_back(
     assert slurm.tasks()[job_id]["restarts"] == 1
 
 
-@pytest.mark.parametrize("launch", ["srun", "none"])
-def test_programs_that_know_no_warning_go_on(
-    launch: str, make_launcher: Make, experiment: Make, project: Path
-) -> None:
-    """They are started ignoring it, so that it does not end them before their time."""
-    script = (
-        "import signal as s, sys\nsys.exit(s.getsignal(s.SIGUSR1) is not s.SIG_IGN)\n"
-    )
-    (project / "shows.py").write_text(script, encoding="utf-8")
-    launcher = make_launcher(entry_point="shows.py", defaults={"launch": launch})
-    job_id = launcher.submit_single_experiment(experiment("e"))
-    assert launcher.wait([job_id], timeout_s=60) == ["succeeded"]
-
-
 @pytest.mark.parametrize("count", [1, 2])
 def test_what_a_job_runs_on_is_what_its_interpreter_says(
     count: int, make_launcher: Make, experiment: Make, project: Path
@@ -94,7 +80,7 @@ def test_a_record_that_cannot_be_written_ends_no_job(
     slurm.configure(is_held=False)
     assert launcher.wait([job_id], timeout_s=60) == ["succeeded"]
     said = (folder / f"{job_id}.err").read_text(encoding="utf-8")
-    assert "environment.py: what this job runs on is not recorded: IsADirectory" in said
+    assert "it runs on is not recorded: environment.py: IsADirectory" in said
 
 
 def test_a_short_job_that_is_preempted_comes_back(

@@ -35,6 +35,7 @@ MAY_COME_BACK = frozenset({JobState.PREEMPTED, JobState.TIMEOUT, JobState.FAILED
 
 _ACTIVE = frozenset({JobState.PENDING, JobState.RUNNING})
 _NUM_REQUEUED = 100
+_TOLD_S = 2.0  # a question that takes longer is not told of
 # Of what scontrol says of one of several: "... for job 12", or "12_3: ...".
 _NAMED = re.compile(r"(?:for job |^)(\d+(?:_\d+)?)(?=[\s:;]|$)", re.MULTILINE)
 
@@ -80,7 +81,7 @@ def requeue(
             refused |= _refused(commands, some, folders, before, made)
         for job_id in refused.keys() & made.keys():
             made[job_id].unlink(missing_ok=True)
-        _tell(commands, paths, [i for i in asked if i not in refused])
+        _tell(paths, [i for i in asked if i not in refused])
     for error in refused.values():
         raise error
 
@@ -157,6 +158,7 @@ def bring_back(
     by_folder: dict[Path, list[str]] = {}
     for job_id, path in _marked(outcomes, job_ids).items():
         by_folder.setdefault(_folder_of(path), []).append(job_id)
+    left = {i for i in _files(outcomes, job_ids) if not outcomes.has_ended(i)}
     back = set[str]()
     for folder, marked in by_folder.items():
         lock = nullcontext() if is_locked else _once.lock(folder, timeout_s=0.0)
@@ -167,7 +169,7 @@ def bring_back(
             back |= {*map(task_of, marked)}
         except SubmissionError:  # as of somebody who may only look
             continue
-    return [i for i in job_ids if task_of(i) in back and not outcomes.has_ended(i)]
+    return [i for i in job_ids if task_of(i) in back and i in left]
 
 
 def _brought_back(
@@ -197,7 +199,7 @@ def _brought_back(
         refused = _refused(commands, some, folders, before, asking)
         for job_id in some:
             _used(asking[job_id], wishes[job_id], is_refused=job_id in refused)
-        _tell(commands, paths, [i for i in some if i not in refused])
+        _tell(paths, [i for i in some if i not in refused])
         back |= {task_of(i) for i in some if i not in refused}
     return back
 
@@ -213,9 +215,7 @@ def _used(mark: Path, wish: bytes | None, *, is_refused: bool) -> None:
             mark.replace(mark.with_suffix(".coming"))
 
 
-def _tell(
-    commands: Commands, paths: Mapping[str, Path], job_ids: Collection[str]
-) -> None:
+def _tell(paths: Mapping[str, Path], job_ids: Collection[str]) -> None:
     """Let followers ask anew for jobs that were requeued, and all that share their tasks."""
     tasks = {*map(task_of, job_ids)}
     ids: dict[Path, list[str]] = {}
@@ -223,7 +223,7 @@ def _tell(
         if task_of(job_id) in tasks:
             ids.setdefault(_folder_of(path), []).append(job_id)
     for folder, own in ids.items():
-        forget(folder, own, timeout_s=commands.timeout_s)
+        forget(folder, own, timeout_s=_TOLD_S)
 
 
 def _by_tasks(job_ids: Collection[str]) -> list[list[str]]:

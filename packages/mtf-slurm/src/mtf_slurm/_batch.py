@@ -119,11 +119,17 @@ class Batch:
             if name not in self._works or state in _KEPT or is_new:
                 self.kept[name] = Kept(job_id, state)
         self._before.note(self._works.keys() & last.keys() - self.kept.keys())
-        for job in {job for i, job in last.values() if self._owner_of(i) is job}:
-            sweep(job, found, self._site.code.cleanup)
+        ended = [j for n, (_, j) in last.items() if n not in self.kept]
+        cleanup = self._site.code.cleanup
+        sweep(self._site.commands, dict.fromkeys(ended), (self._folder,), cleanup)
+
+    def put_back(self) -> None:
+        """Leave the last job's files to what has no other now."""
+        self._before.put_back(self._works.keys() - self.kept.keys() - self._doubtful)
 
     def write_configs(self, texts: Mapping[str, str]) -> None:
         """Write the configs of what is to be submitted; refuse another of what is not."""
+        self._before.wrote(texts)
         for name, text in texts.items():
             folder = self._folder / name
             try:
@@ -152,12 +158,6 @@ class Batch:
             MtfSlurmError: If nothing could be submitted at all.
         """
         self.refused.update(refused)
-        try:
-            self._submit_left()
-        finally:
-            self._before.put_back(self._works.keys() - self.kept.keys() - self._doubtful)
-
-    def _submit_left(self) -> None:
         done = self.kept.keys() | self.refused.keys()
         left = [name for name in self._works if name not in done]
         if not left:
@@ -353,8 +353,11 @@ def submit_batch(  # noqa: PLR0913 -- each is set by name
         with _once.lock(folder, timeout_s=lock_timeout_s) as lock_fd:
             batch = Batch(site, folder, works, after, lock_fd=lock_fd)
             batch.look(states)
-            batch.write_configs({name: texts[name] for name in works if writes})
-            batch.submit(refused)
+            try:
+                batch.write_configs({name: texts[name] for name in works if writes})
+                batch.submit(refused)
+            finally:
+                batch.put_back()
         kept, refused = batch.kept, batch.refused
     rows = []
     for experiment in experiments:

@@ -30,13 +30,13 @@ __all__ = [
     "cancel",
     "latest",
     "states_now",
+    "sweep_all",
     "wait",
 ]
 
 _log = logging.getLogger("mtf_slurm")
 
 _NUM_CANCELLED = 200
-_MAY_RUN_AGAIN = frozenset({JobState.PREEMPTED, JobState.NODE_FAILED})  # by Slurm
 _UNKNOWN = "0"  # stands for the id of a job whose answer was lost
 # What scancel says of jobs that are to be passed over.
 _OVER = re.compile("invalid job id|already completing|already finished", re.IGNORECASE)
@@ -108,7 +108,8 @@ def cancel(
         try:
             commands.run(("scancel", *some))
         except SchedulerCommandError as error:
-            if not all(map(_OVER.search, error.stderr.splitlines())):
+            said = error.stderr.splitlines()
+            if not (said and all(map(_OVER.search, said))):
                 refusals.append(error)
     if refusals:
         raise refusals[0]
@@ -210,18 +211,28 @@ def wait(  # noqa: PLR0913 -- each is set by name
         time.sleep(wait_s)
 
 
-def branches_in_use(
-    commands: Commands, folders: Collection[Path], *, cleanup: str
-) -> set[str]:
+def sweep_all(commands: Commands, folders: Collection[Path], cleanup: str) -> None:
+    """Remove what killed jobs left in folders in which nobody submits just now.
+
+    Raises:
+        MtfSlurmError: If Slurm cannot be asked.
+        OSError: If one of *folders* cannot be read.
+    """
+    for folder in folders:
+        if jobs := arrays.jobs_in(folder):
+            with suppress(_once.BusyError), _once.lock(folder, timeout_s=0.0):
+                sweep(commands, jobs, folders, cleanup)
+
+
+def branches_in_use(commands: Commands, folders: Collection[Path]) -> set[str]:
     """Return the branches of those experiments whose jobs have not ended, or will come back.
 
     Those of all jobs that Slurm has are among them, wherever their experiments lie, as far as
-    that can be read. What the others left in *folders*, killed, is removed.
+    that can be read.
 
     Args:
         commands: What asks how jobs are.
         folders: Of experiments, whose jobs may be unknown to Slurm for a moment.
-        cleanup: When checkouts are removed: ``always``, ``success`` or ``never``.
 
     Raises:
         MtfSlurmError: If Slurm cannot be asked.
@@ -240,16 +251,8 @@ def branches_in_use(
             continue  # another user's own
         read.add(folder)
     outcomes = Outcomes(commands, {i for i, _ in files if query.base_of(i)}, read)
-    states = {i: outcomes.state(i) for i, _ in files}
-    waiting = {i for i, _ in files if i in outcomes.sharing(i)}
-    live = {path.parent for i, path in files if i in waiting}
-    done = {
-        i: state
-        for i, state in states.items()
-        if i not in waiting and state not in _MAY_RUN_AGAIN
-    }
-    for job in (job for folder in folders for job in arrays.jobs_in(folder)):
-        sweep(job, done, cleanup)
+    # What is to come back is not final, either.
+    live = {path.parent for i, path in files if i in outcomes.sharing(i)}
     branches = set()
     for folder in live:
         with suppress(OSError, ValueError, LookupError, TypeError):

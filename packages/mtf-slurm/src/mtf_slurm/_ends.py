@@ -38,7 +38,7 @@ _COMES_BACK = re.compile(r"(?:cannot ask|asked) to come back")
 _WHY = {
     JobState.CANCELLED: "it was cancelled",
     JobState.PREEMPTED: "it asked to be continued, or was preempted, and did not come back",
-    JobState.TIMEOUT: "it reached its time limit",
+    JobState.TIMEOUT: "it reached its time limit, or the warning before it (signal_s)",
 }
 
 

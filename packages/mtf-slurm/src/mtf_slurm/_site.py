@@ -14,6 +14,7 @@ from mtf_slurm.arrays import Code, Job, Planned, Work
 from mtf_slurm.command import Commands
 from mtf_slurm.errors import SubmissionError, TemplateError
 from mtf_slurm.experiments import Experiment, checked_entry_point, dumped
+from mtf_slurm.follow.nodes import FailingNodes
 from mtf_slurm.git import GitManager
 from mtf_slurm.render import Template, check_setup, variables
 from mtf_slurm.settings import settings_of
@@ -32,7 +33,8 @@ class Site:
         template: Of the jobs' script.
         setup: The project's own lines of shell.
         defaults: For keys that an experiment's ``slurm`` section has not.
-        excluded_nodes: Gives those that are left out in a folder of experiments.
+        excluded_nodes: Gives those that are left out in a folder of experiments; None for
+            those that failed again and again, where that can be asked for.
         entry_point: What experiments run whose config has none.
         code: What jobs run; its snapshot is made for each batch.
         git: Freezes the code; None to run what lies there.
@@ -48,7 +50,7 @@ class Site:
     template: Template
     setup: str
     defaults: Mapping[str, Any]
-    excluded_nodes: Callable[[Path], Iterable[str]]
+    excluded_nodes: Callable[[Path], Iterable[str]] | None
     entry_point: str | None
     code: Code
     git: GitManager | None
@@ -90,6 +92,10 @@ def excluded_in(site: Site, folder: Path) -> list[str]:
     Raises:
         ValueError: If a name is none of a node.
     """
+    if site.excluded_nodes is None:
+        return (
+            [*FailingNodes().excluded(folder)] if "exclude" in site.template.used else []
+        )
     found = sorted({*site.excluded_nodes(folder)})
     for node in found:
         if not _NODE.fullmatch(node):
@@ -116,7 +122,7 @@ def work_of(
     name = experiment.experiment_name
     values = dumped(experiment)
     settings = settings_of(name, values.get("slurm"), site.defaults)
-    if excluded:
+    if excluded and not (site.excluded_nodes is None and settings.nodelist):
         nodes = [*([settings.exclude] if settings.exclude else []), *excluded]
         settings = settings.model_copy(update={"exclude": ",".join(nodes)})
     places = f"{folder}{site.code.project_root}"

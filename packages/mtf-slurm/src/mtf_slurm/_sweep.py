@@ -2,36 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable
 from contextlib import suppress
+from pathlib import Path
 
-from mtf_slurm._outcomes import task_of
+from mtf_slurm._outcomes import Outcomes, task_of
 from mtf_slurm.arrays import Job
+from mtf_slurm.command import Commands
 from mtf_slurm.git import checkout
 from mtf_slurm.states import JobState
 
 __all__ = ["sweep"]
 
+# What was preempted, or lost its node, may come back by itself.
+_OVER = frozenset(
+    {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.TIMEOUT}
+)
 
-def sweep(job: Job, states: Mapping[str, JobState], cleanup: str) -> None:
-    """Remove the checkouts of a submission's tasks that have ended.
+
+def sweep(
+    commands: Commands, jobs: Iterable[Job], folders: Collection[Path], cleanup: str
+) -> None:
+    """Remove the checkouts of tasks that have ended; for who has the locks of their folders.
+
+    Slurm is asked, if there are any, just before.
 
     Args:
-        job: The submission.
-        states: By job, of those that are known; a task with others is left alone.
+        commands: What asks.
+        jobs: Submissions.
+        folders: Of experiments.
         cleanup: When a job removes its checkout: ``always``, ``success`` or ``never``.
+
+    Raises:
+        MtfSlurmError: If Slurm cannot be asked.
     """
-    base, folder = job.base_id(), job.folder / "code"
-    if base is None or not folder.is_dir():
+    left: dict[Path, list[str]] = {}
+    for job in jobs if cleanup != "never" else ():
+        base, folder = job.base_id(), job.folder / "code"
+        if base is None or not folder.is_dir():
+            continue
+        for job_id in job.ids(base).values():
+            path = folder / task_of(job_id)
+            if path.is_dir():
+                left.setdefault(path, []).append(job_id)
+    if not left:
         return
-    by_task: dict[str, list[JobState]] = {}
-    for job_id in job.ids(base).values():
-        state = states.get(job_id, JobState.UNKNOWN)
-        by_task.setdefault(task_of(job_id), []).append(state)
-    with suppress(OSError):
-        for path in [*folder.iterdir()]:
-            own = by_task.get(path.name, [JobState.UNKNOWN])
-            if all(state.is_final for state in own):
-                status = int({*own} != {JobState.SUCCEEDED})
-                with suppress(checkout.CheckoutError):
-                    checkout.remove(path, when=cleanup, status=status)
+    outcomes = Outcomes(commands, {i for ids in left.values() for i in ids}, folders)
+    for path, ids in left.items():
+        states = {outcomes.state(i) for i in ids}
+        comes_back = any(outcomes.sharing(i) or outcomes.is_others(i) for i in ids)
+        if states <= _OVER and not comes_back:
+            status = int(states != {JobState.SUCCEEDED})
+            with suppress(checkout.CheckoutError, OSError):
+                checkout.remove(path, when=cleanup, status=status)

@@ -44,7 +44,6 @@ from mtf_slurm.experiments import (
     checked_name,
     told,
 )
-from mtf_slurm.follow.nodes import FailingNodes
 from mtf_slurm.git import GitManager
 from mtf_slurm.git.branches import Branch
 from mtf_slurm.render import Template
@@ -80,7 +79,8 @@ class SLURMLauncher:
         max_array_size: Tasks of one array; what the site says by default.
         excluded_nodes: Gives, for a folder of experiments, the names of nodes that are to be
             left out besides those that an experiment leaves out; by default those that a
-            `JobMonitor` saw fail again and again: see `FailingNodes`.
+            `JobMonitor` saw fail again and again (see `FailingNodes`), where the template
+            writes them and the experiment names no nodes.
         poll_interval_s: Between two questions of `wait`, in seconds.
         lock_timeout_s: How long to wait for another submitter, in seconds.
         commands: Runs Slurm's commands.
@@ -149,7 +149,7 @@ class SLURMLauncher:
             template=Template(template_path),
             setup="\n".join(setup),
             defaults=dict(defaults or {}),
-            excluded_nodes=excluded_nodes or FailingNodes().excluded,
+            excluded_nodes=excluded_nodes,
             entry_point=checked_entry_point("entry_point", entry),
             code=Code(
                 project_root=root,
@@ -404,8 +404,8 @@ class SLURMLauncher:
         pattern = f"*/{arrays.JOBS_FOLDER}"
         inner = {path.parent for f in self._folders for path in f.glob(pattern)}
         folders = self._folders | inner
-        cleanup = self._site.code.cleanup
-        keep = _control.branches_in_use(self._commands, folders, cleanup=cleanup)
+        _control.sweep_all(self._commands, folders, self._site.code.cleanup)
+        keep = _control.branches_in_use(self._commands, folders)
         return self._site.git.prune(older_than=older_than, keep=keep)
 
     # ------------------------------------------------------------ within

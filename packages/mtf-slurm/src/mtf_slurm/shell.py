@@ -36,15 +36,11 @@ attrgetter(function)(import_module(module))(config)
 _MEET = """\
 export MASTER_ADDR="${MTF_MASTER_ADDR:-$SLURM_LAUNCH_NODE_IPADDR}"
 """
-# What has no handler for the warning goes on until its time is up.
-_STEP = """\
-trap '' USR1
-exec "$@"
-"""
 # One process a task: what torch's own rendezvous by variables asks for.
 _SRUN_STEP = f"""\
 {_MEET}export RANK="$SLURM_PROCID" LOCAL_RANK="$SLURM_LOCALID" WORLD_SIZE="$SLURM_NTASKS"
-{_STEP}"""
+exec "$@"
+"""
 # Its agent would end at the first warning, and the workers with it; they are to save. It makes
 # 1 of any status of a worker but 0, so that of one which saved is told by a file.
 _TORCHRUN_STEP = f"""\
@@ -62,6 +58,13 @@ _TORCHRUN_WORKER = """\
 status=$?
 [ "$status" = 75 ] && : >"$MTF_EXPERIMENT_DIR/.$MTF_JOB_ID.saved" && exit 0
 exit "$status"
+"""
+# A shell cannot give back to a worker the signals that its agent ignores.
+_HEED = """\
+import os, signal, sys
+for number in (signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, signal.SIG_DFL)
+os.execvp(sys.argv[1], sys.argv[1:])
 """
 # Where one process has started to end, how long the others may take, in seconds.
 _LAST_S = 300
@@ -253,8 +256,9 @@ def _launch(work: Work) -> list[str]:
     ]
     if is_torchrun:
         return [*words, "/bin/bash", "-c", _TORCHRUN_STEP, "step"]
-    step = _SRUN_STEP if count > 1 else _STEP
-    return [*words, "/bin/bash", "-c", step, "step"]
+    if count > 1:
+        return [*words, "/bin/bash", "-c", _SRUN_STEP, "step"]
+    return words
 
 
 def _inside(experiments_folder: Path, work: Work, code: Code) -> list[str]:
@@ -287,6 +291,7 @@ def _command(experiments_folder: Path, work: Work, code: Code) -> str:
         )
         before += [python, "-m", "torch.distributed.run", *counts, "--max-restarts=0"]
         before += ["--no-python", "/bin/bash", "-c", _TORCHRUN_WORKER, "worker"]
+        before += [python, "-I", "-S", "-c", _HEED]
     start = _quoted(before) + " " if before else ""
     entry_point = work.entry_point
     if entry_point is None:

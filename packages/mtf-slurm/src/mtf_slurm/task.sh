@@ -150,13 +150,15 @@ import_from() {
 
 # What the job runs on, as its own interpreter finds it; no job need end for it.
 record() {
-  local paths=() position
+  local paths=() position said
   for position in "${!names[@]}"; do
     place_of "$position"
     has_ended "$files" || paths+=("$files.environment.json")
   done
-  [ "${#paths[@]}" -eq 0 ] || timeout 60 "${interpreter[@]}" "$job_folder/environment.py" \
-    --into "$experiments_folder/.slurm/environments" "${paths[@]}"
+  [ "${#paths[@]}" -eq 0 ] && return
+  said=$(timeout -k 5 60 "${interpreter[@]}" "$job_folder/environment.py" \
+    --into "$experiments_folder/.slurm/environments" "${paths[@]}" 2>&1) ||
+    say "what it runs on is not recorded: ${said##*$'\n'}"
 }
 
 remove_code() { # <status>
@@ -202,8 +204,7 @@ run_one() { # <experiment> <its job's id>
   set_command "$folder/config.yaml"
   (
     cd -- "$folder" || exit 1
-    trap - TERM
-    trap '' USR1 # what has no handler for the warning goes on until its time is up
+    trap - TERM USR1
     if [ "$redirect" = 1 ]; then
       exec >>"$id.out" 2>>"$id.err"
     fi

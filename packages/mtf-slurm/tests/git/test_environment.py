@@ -303,7 +303,7 @@ def test_an_unwritable_folder_is_one_line(
     args = ["--into", str(tmp_path / "kept"), *map(str, paths)]
     assert environment.main(args) == 1
     said = capsys.readouterr().err
-    assert said.startswith("environment.py: what this job runs on is not recorded: ")
+    assert said.startswith("environment.py: FileNotFoundError: ")
     assert f"{tmp_path}/missing/1.json" in said
     assert said.count("\n") == 1
     assert read(paths[1]) == environment.environment()

@@ -107,21 +107,8 @@ def test_previous_handler_runs_too() -> None:
         signal.signal(signal.SIGUSR1, before)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_launcher_may_have_it_ignored(number: signal.Signals) -> None:
-    """What a launcher has programs ignore that do not know it is noted, and put back."""
-    before = signal.signal(number, signal.SIG_IGN)
-    try:
-        with StopSignals() as signals:
-            signal.raise_signal(number)
-            assert signals.received is number
-        assert signal.getsignal(number) is signal.SIG_IGN
-    finally:
-        signal.signal(number, before)
-
-
-def test_ignored_interrupt_stays_ignored() -> None:
-    """As a shell has its background jobs ignore it, it does not stop them."""
+def test_ignored_signal_stays_ignored() -> None:
+    """What the process was told to ignore does not stop it."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with StopSignals() as signals:

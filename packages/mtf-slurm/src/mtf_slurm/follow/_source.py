@@ -122,11 +122,19 @@ class Source:
                 raise error
             return answer
 
-    def _newest(self, saved: Iterable[tuple[int, Answer]]) -> Answer:
+    def _newest(self, kept: Iterable[tuple[int, Answer]]) -> Answer:
         """Return the last answer of all; of this source's own, if there is no file."""
-        newest = max(saved, key=lambda pair: pair[0], default=(0, Answer()))
-        if newest[0]:
-            self._last = newest[1]
+        kept = [*kept]
+        date, newest = max(kept, key=lambda pair: pair[0], default=(0, Answer()))
+        if date:
+            # Of each folder, what was requeued since is left out there.
+            for _, same in kept:
+                if same.stamp == newest.stamp:
+                    asked = newest.asked & same.asked
+                    newest = replace(
+                        newest, asked=asked, ended={**newest.ended, **same.ended}
+                    )
+            self._last = newest
         return self._last
 
     def _age_s(self, shared: Sequence[Place]) -> float:

@@ -219,9 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _record(args[1], args[2:])
     except Exception as error:  # noqa: BLE001 -- whatever it is, the job goes on
-        sys.stderr.write(
-            f"environment.py: what this job runs on is not recorded: {_said(error)}\n"
-        )
+        sys.stderr.write(f"environment.py: {_said(error)}\n")
         return 1
     return 0
 

@@ -15,9 +15,8 @@ Exit codes:
 ========  ========================================================================
 
 A handler that was there before is called as well, and first, if it is a Python function
-of the program's own; what was there is put back at the end. An INT that the process was told
-to ignore stays ignored, as for a job started in the background of a shell. TERM and USR1 are
-noted all the same: launchers have programs ignore what these may not know.
+of the program's own; what was there is put back at the end. A signal that the process was
+told to ignore stays ignored, as for a job started in the background of a shell.
 
 Processes forked meanwhile, such as the workers of a data loader, inherit the handlers:
 there INT and USR1 do nothing, since the parent decides, and TERM ends the process as if
@@ -78,8 +77,7 @@ class StopSignals:
                 continue
             previous = signal.getsignal(number)
             # None: set by other than Python, so it could not be put back.
-            is_left = number is signal.SIGINT and previous is signal.SIG_IGN
-            if previous is not None and not is_left:
+            if previous is not None and previous != signal.SIG_IGN:
                 self._previous[number] = previous
                 signal.signal(number, self._handle)
         return self
