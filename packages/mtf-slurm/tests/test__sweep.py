@@ -92,3 +92,36 @@ def test_a_job_that_runs_keeps_its_checkout(
     assert code.is_dir()
     (project / "experiments" / "b" / "go_on").touch()
     assert launcher.wait(ids[1:], timeout_s=60) == ["succeeded"]
+
+
+def test_a_lost_node_leaves_nothing_behind_what_replaces_its_job(
+    make_launcher: Make,
+    experiment: Make,
+    slurm: FakeSlurm,
+    wait_for: WaitFor,
+    project: Path,
+) -> None:
+    """It may come back until there is another; then its checkout goes."""
+    launcher = make_launcher(defaults={"requeue": False})
+    job_id = launcher.submit_single_experiment(experiment("e", do="wait"))
+    wait_for((project / "experiments" / "e" / "starts").exists)
+    slurm.fail_node(job_id)
+    assert launcher.wait([job_id], timeout_s=60) == ["node_failed"]
+    launcher.prune_branches(older_than=timedelta(0))
+    assert len(checkouts(project)) == 1
+    slurm.configure(is_held=True)
+    launcher.submit_single_experiment(experiment("e", do="wait"))
+    assert checkouts(project) == []
+
+
+def test_a_folder_that_cannot_be_written_is_left_alone(
+    make_launcher: Make, killed: Make, project: Path
+) -> None:
+    """Its checkouts stay, and branches are pruned all the same."""
+    launcher = make_launcher()
+    killed(launcher)
+    lock = project / "experiments" / ".slurm" / "submit.lock"
+    lock.unlink()
+    lock.mkdir()
+    assert len(launcher.prune_branches(older_than=timedelta(0))) == 1
+    assert len(checkouts(project)) == 1

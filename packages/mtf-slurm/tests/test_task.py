@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -66,6 +67,25 @@ def test_what_a_job_runs_on_is_what_its_interpreter_says(
     said = json.loads(files[0].read_text(encoding="utf-8"))
     assert (said["executable"], said["packages"]) == (f"{venv}/bin/python", [])
     assert len({path.stat().st_ino for path in files}) == 1
+
+
+def test_what_an_interpreter_leaves_behind_is_not_waited_for(
+    make_launcher: Make, experiment: Make, project: Path, wait_for: WaitFor
+) -> None:
+    """A process that keeps its output open holds up no job."""
+    python = project.parent / "python"
+    pids = project.parent / "pids"
+    python.write_text(
+        f'#!/bin/bash\nif [ "$1" = -E ]; then sleep 300 & echo $! >>{pids}; exit 0; fi\n'
+        f'exec {sys.executable} "$@"\n',
+        encoding="utf-8",
+    )
+    python.chmod(0o700)
+    launcher = make_launcher(python=str(python), freeze_code=False)
+    launcher.submit_single_experiment(experiment("e"))
+    wait_for((project / "experiments" / "e" / "starts").exists)
+    for pid in pids.read_text(encoding="ascii").split():
+        os.kill(int(pid), signal.SIGKILL)
 
 
 def test_a_record_that_cannot_be_written_ends_no_job(

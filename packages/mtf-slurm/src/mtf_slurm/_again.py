@@ -331,10 +331,10 @@ def _mark(path: Path, end: str) -> Path:
 
 
 def _said(mark: Path) -> bytes | None:
-    """Return how often its job had come back when it left a mark; None if it is gone."""
+    """Return how often its job had come back when it left a mark; None if that is not told."""
     try:
         return mark.read_bytes()
-    except FileNotFoundError:
+    except OSError:
         return None
 
 

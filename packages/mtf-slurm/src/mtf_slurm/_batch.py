@@ -120,8 +120,14 @@ class Batch:
                 self.kept[name] = Kept(job_id, state)
         self._before.note(self._works.keys() & last.keys() - self.kept.keys())
         ended = [j for n, (_, j) in last.items() if n not in self.kept]
-        cleanup = self._site.code.cleanup
-        sweep(self._site.commands, dict.fromkeys(ended), (self._folder,), cleanup)
+        with suppress(MtfSlurmError):  # it tidies up, no more
+            sweep(
+                self._site.commands,
+                dict.fromkeys(ended),
+                (self._folder,),
+                self._site.code.cleanup,
+                are_replaced=True,
+            )
 
     def put_back(self) -> None:
         """Leave the last job's files to what has no other now."""

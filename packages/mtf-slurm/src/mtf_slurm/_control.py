@@ -212,15 +212,15 @@ def wait(  # noqa: PLR0913 -- each is set by name
 
 
 def sweep_all(commands: Commands, folders: Collection[Path], cleanup: str) -> None:
-    """Remove what killed jobs left in folders in which nobody submits just now.
+    """Remove what killed jobs left in folders that can be written, where nobody submits.
 
     Raises:
         MtfSlurmError: If Slurm cannot be asked.
         OSError: If one of *folders* cannot be read.
     """
-    for folder in folders:
+    for folder in folders if cleanup != "never" else ():
         if jobs := arrays.jobs_in(folder):
-            with suppress(_once.BusyError), _once.lock(folder, timeout_s=0.0):
+            with suppress(SubmissionError), _once.lock(folder, timeout_s=0.0):
                 sweep(commands, jobs, folders, cleanup)
 
 

@@ -21,7 +21,12 @@ _OVER = frozenset(
 
 
 def sweep(
-    commands: Commands, jobs: Iterable[Job], folders: Collection[Path], cleanup: str
+    commands: Commands,
+    jobs: Iterable[Job],
+    folders: Collection[Path],
+    cleanup: str,
+    *,
+    are_replaced: bool = False,
 ) -> None:
     """Remove the checkouts of tasks that have ended; for who has the locks of their folders.
 
@@ -32,6 +37,7 @@ def sweep(
         jobs: Submissions.
         folders: Of experiments.
         cleanup: When a job removes its checkout: ``always``, ``success`` or ``never``.
+        are_replaced: Whether others are submitted in their places.
 
     Raises:
         MtfSlurmError: If Slurm cannot be asked.
@@ -51,7 +57,8 @@ def sweep(
     for path, ids in left.items():
         states = {outcomes.state(i) for i in ids}
         comes_back = any(outcomes.sharing(i) or outcomes.is_others(i) for i in ids)
-        if states <= _OVER and not comes_back:
+        are_over = all(s in _OVER or (are_replaced and s.is_final) for s in states)
+        if are_over and not comes_back:
             status = int(states != {JobState.SUCCEEDED})
             with suppress(checkout.CheckoutError, OSError):
                 checkout.remove(path, when=cleanup, status=status)

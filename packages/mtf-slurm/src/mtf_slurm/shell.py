@@ -42,7 +42,8 @@ _SRUN_STEP = f"""\
 exec "$@"
 """
 # Its agent would end at the first warning, and the workers with it; they are to save. It makes
-# 1 of any status of a worker but 0, so that of one which saved is told by a file.
+# 1 of any status of a worker but 0, so that of one which saved, or was ended by a signal that
+# this agent does not heed, is told by a file. Where one fails, the agent's own status tells.
 _TORCHRUN_STEP = f"""\
 {_MEET}trap '' TERM USR1
 export PET_SIGNALS_TO_HANDLE=SIGINT PET_RDZV_BACKEND=c10d
@@ -56,7 +57,9 @@ exit "$status"
 _TORCHRUN_WORKER = """\
 "$@"
 status=$?
-[ "$status" = 75 ] && : >"$MTF_EXPERIMENT_DIR/.$MTF_JOB_ID.saved" && exit 0
+case $status in
+  75 | 138 | 143) : >"$MTF_EXPERIMENT_DIR/.$MTF_JOB_ID.saved" && exit 0 ;;
+esac
 exit "$status"
 """
 # A shell cannot give back to a worker the signals that its agent ignores.

@@ -150,15 +150,17 @@ import_from() {
 
 # What the job runs on, as its own interpreter finds it; no job need end for it.
 record() {
-  local paths=() position said
+  local paths=() position log=.record.$task
   for position in "${!names[@]}"; do
     place_of "$position"
     has_ended "$files" || paths+=("$files.environment.json")
   done
   [ "${#paths[@]}" -eq 0 ] && return
-  said=$(timeout -k 5 60 "${interpreter[@]}" "$job_folder/environment.py" \
-    --into "$experiments_folder/.slurm/environments" "${paths[@]}" 2>&1) ||
-    say "what it runs on is not recorded: ${said##*$'\n'}"
+  # Into a file: what it leaves behind would keep a pipe open.
+  timeout -k 5 60 "${interpreter[@]}" "$job_folder/environment.py" \
+    --into "$experiments_folder/.slurm/environments" "${paths[@]}" >"$log" 2>&1 </dev/null ||
+    say "what it runs on is not recorded: $(tail -n 1 -- "$log" 2>/dev/null)"
+  rm -f -- "$log"
 }
 
 remove_code() { # <status>

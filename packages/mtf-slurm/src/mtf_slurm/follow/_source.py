@@ -130,9 +130,11 @@ class Source:
             # Of each folder, what was requeued since is left out there.
             for _, same in kept:
                 if same.stamp == newest.stamp:
-                    asked = newest.asked & same.asked
                     newest = replace(
-                        newest, asked=asked, ended={**newest.ended, **same.ended}
+                        newest,
+                        rows={i: r for i, r in newest.rows.items() if i in same.rows},
+                        asked=newest.asked & same.asked,
+                        ended={**newest.ended, **same.ended},
                     )
             self._last = newest
         return self._last
