@@ -390,8 +390,9 @@ class SLURMLauncher:
     def prune_branches(self, *, older_than: timedelta) -> list[Branch]:
         """Delete the branches of old snapshots, but of jobs that have not ended.
 
-        The checkouts that killed jobs left are removed, too, as *cleanup* says. Jobs are looked for in the folders that this object knows, one level below, and where
-        Slurm's jobs run, as far as this user may read there.
+        The checkouts that killed jobs left are removed, too, as *cleanup* says. Jobs are
+        looked for in the folders that this object knows, one level below, and where Slurm's
+        jobs run, as far as this user may read there.
 
         Raises:
             MtfSlurmError: If git or Slurm cannot be asked; then none is deleted.

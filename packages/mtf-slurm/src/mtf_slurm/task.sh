@@ -1,13 +1,14 @@
 #!/bin/bash
 # Runs the experiments of one job, or of one task of an array: task.sh <job folder>
 #
-# The folder holds `settings.sh` (what to run, see mtf_slurm.arrays), `tasks` (a line for
-# each task, with the names of its experiments), `checkout.py` and, once it is known, `job_id`
-# (the job that this submission became). An experiment runs in its own folder, with output in
-# <job id>.out and <job id>.err. How it ended is left in <job id>.exit: the status, the token of
-# the job folder, and why it was ended by others; while it is to come back there is none.
-# <job id>.requeued says that it is to run all the same when the job begins again. Where the node
-# has no scontrol, <job id>.again asks whoever looks next from a login node to bring it back.
+# The folder holds `settings.sh` (what to run, see mtf_slurm.shell), `tasks` (a line for each
+# task, with the names of its experiments), `checkout.py`, `environment.py` and, once it is
+# known, `job_id` (the job that this submission became). An experiment runs in its own folder,
+# with output in <job id>.out and <job id>.err, and what it runs on in <job id>.environment.json.
+# How it ended is left in <job id>.exit: the status, the token of the job folder, and why it was
+# ended by others; while it is to come back there is none. For the marks <job id>.requeued, .again
+# and .coming see mtf_slurm._again: where the node has no scontrol, .again asks whoever looks next
+# from a login node to bring it back.
 #
 # Exit status: 0 if all succeeded; 75 if one asks to be continued and was not requeued from
 # here; else 1.
